@@ -1,0 +1,1 @@
+"""From bundles to batches, on the consumer's side."""

@@ -1,0 +1,62 @@
+"""What travels through a run: references to blocks, never the blocks themselves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import pyarrow as pa
+
+# A runtime's own reference to a block: a Ray object reference, or an `InlineBlock`.
+BlockRef = Any
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class InlineBlock:
+    """A block that lives in this process; its own reference."""
+
+    table: pa.Table
+
+
+@dataclass(frozen=True, slots=True)
+class BlockMetadata:
+    """What is known of a block without fetching it.
+
+    Attributes:
+        num_rows: Rows in the whole block.
+        num_bytes: Bytes of the whole block, as Arrow counts them.
+        schema: The block's schema.
+        source: Where its rows came from, for error messages.
+    """
+
+    num_rows: int
+    num_bytes: int
+    schema: pa.Schema
+    source: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RefBundle:
+    """A reference to a block, its metadata, and the range of its rows that counts.
+
+    A limit or a split narrows the range; it never copies the block.
+    """
+
+    ref: BlockRef
+    metadata: BlockMetadata
+    start: int
+    stop: int
+
+    @classmethod
+    def whole(cls, ref: BlockRef, metadata: BlockMetadata) -> RefBundle:
+        """Bundle all rows of a block."""
+        return cls(ref, metadata, 0, metadata.num_rows)
+
+    @property
+    def num_rows(self) -> int:
+        """Rows in the range."""
+        return self.stop - self.start
+
+    def head(self, num_rows: int) -> RefBundle:
+        """Return the same bundle narrowed to its first `num_rows` rows."""
+        return replace(self, stop=min(self.stop, self.start + num_rows))

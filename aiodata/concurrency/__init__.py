@@ -1,0 +1,7 @@
+"""Tasks and wake-ups: the only place where tasks are created."""
+
+from aiodata.concurrency.supervise import Supervisor
+from aiodata.concurrency.taskset import TaskSet
+from aiodata.concurrency.wakeup import Wakeup
+
+__all__ = ["Supervisor", "TaskSet", "Wakeup"]

@@ -1,0 +1,74 @@
+"""Supervisor: hosts a task group in a task of its own.
+
+It is the bridge between structured background work and an iterator that may be dropped at any time: the task group's
+scope is entered and left in the supervisor's frame, never in the consumer's, and what happens there is kept as an
+outcome for whoever asks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+
+from aiodata.concurrency.taskset import TaskSet
+
+
+class Supervisor:
+    """Runs an async function in its own task until it ends or is cancelled; its error is kept, not raised.
+
+    Args:
+        main: What to run. It must not hold the handle whose dropping should end it.
+        name: The task's name.
+
+    Example:
+        >>> async def main():
+        ...     supervisor = Supervisor(anyio.sleep_forever, name="sleeper")
+        ...     supervisor.start()
+        ...     supervisor.cancel()
+        ...     await supervisor.wait()
+        ...     return supervisor.error
+        >>> anyio.run(main)
+    """
+
+    def __init__(self, main: Callable[[], Awaitable[None]], *, name: str) -> None:
+        """Prepare; nothing runs before `start`."""
+        self._main = main
+        self._name = name
+        self._scope = anyio.CancelScope()
+        self._ended = anyio.Event()
+        self._tasks = TaskSet()
+        self.error: Exception | None = None
+
+    @property
+    def ended(self) -> bool:
+        """Whether the task has ended."""
+        return self._ended.is_set()
+
+    def start(self) -> None:
+        """Start the task in the running loop."""
+        _ = self._tasks.create(self._run(), name=self._name)
+
+    def cancel(self) -> None:
+        """Ask the task to end; returns at once."""
+        self._scope.cancel()
+
+    async def wait(self) -> None:
+        """Wait until the task has ended, cleanup included."""
+        await self._ended.wait()
+
+    async def _run(self) -> None:
+        try:
+            with self._scope:
+                await self._main()
+        except Exception as error:  # noqa: BLE001 - kept for whoever asks.
+            self.error = unwrap(error)
+        finally:
+            self._ended.set()
+
+
+def unwrap(error: Exception) -> Exception:
+    """Return the error inside exception groups that hold just one; a real group is returned as it is."""
+    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
+        error = error.exceptions[0]
+    return error

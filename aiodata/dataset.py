@@ -1,0 +1,342 @@
+"""Dataset: an immutable recipe; each verb adds one step and returns a new one."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from inspect import isasyncgenfunction, isclass, iscoroutinefunction
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aiodata.batching.consumer import BatchOptions
+from aiodata.block import as_block, concat_blocks, from_rows
+from aiodata.errors import OptionError
+from aiodata.formats import get_format
+from aiodata.iterator import Batches
+from aiodata.options import ExecutionOptions, at_least
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Source
+from aiodata.plan.optimize import explain
+from aiodata.plan.transforms import FilterRows, MapBatches, SelectColumns
+from aiodata.query import count_rows, find_schema
+from aiodata.sources.memory import RangeSource, TableSource, split_table
+from aiodata.sources.parquet import ParquetSource
+
+# In-memory tables are cut into blocks of this size, in bytes, so that tasks can share them.
+_MEMORY_BLOCK_BYTES = 32 << 20
+
+
+class Dataset:
+    """A recipe for a stream of rows: where they come from and what is done to them.
+
+    Nothing is read before it is iterated. Every method returns a new Dataset; a Dataset can be iterated any number of
+    times, also at the same time.
+
+    Example:
+        >>> import asyncio, aiodata
+        >>> ds = aiodata.range(1000).map_batches(lambda batch: {"twice": batch["id"] * 2}).limit(3)
+        >>> asyncio.run(ds.take())
+        [{'twice': 0}, {'twice': 2}, {'twice': 4}]
+    """
+
+    __slots__ = ("_options", "_plan")
+
+    def __init__(self, plan: Plan, options: ExecutionOptions) -> None:
+        """Hold a plan; users get a Dataset from `aiodata.read_parquet` and the like."""
+        self._plan = plan
+        self._options = options
+
+    def map_batches(
+        self,
+        fn: Callable[..., Any],
+        *,
+        batch_size: int | None = None,
+        batch_format: str = "numpy",
+        fn_args: Sequence[Any] = (),
+        fn_kwargs: Mapping[str, Any] | None = None,
+    ) -> Dataset:
+        """Call a function with batches of rows, in workers.
+
+        Args:
+            fn: A function, or a generator function (several outputs per batch). It is given a batch, and returns (or
+                yields) a dict of arrays, a pyarrow.Table, or a pandas or polars DataFrame, of any number of rows.
+            batch_size: Rows per call; the last call of a task, and of a file's row group, may get fewer. None: as the
+                rows come, by row group or block.
+            batch_format: The format that `fn` is given: `"numpy"` (a dict of arrays, read-only), `"pyarrow"`,
+                `"pandas"` or `"polars"`.
+            fn_args: Further positional arguments for `fn`.
+            fn_kwargs: Keyword arguments for `fn`.
+
+        Raises:
+            OptionError: An argument has a value that can not work.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> ds = aiodata.range(4).map_batches(lambda batch: {"id": batch["id"] + 1}, batch_size=2)
+            >>> asyncio.run(ds.count())
+            4
+        """
+        if not callable(fn):
+            raise OptionError(f"fn={fn!r} must be a function")
+        if isclass(fn) or iscoroutinefunction(fn) or isasyncgenfunction(fn):
+            raise OptionError(f"fn={fn!r} must be a plain function or a generator function; wrap it in one")
+        at_least("batch_size", batch_size, 1, optional=True)
+        get_format(batch_format)
+        return self._then(Apply(MapBatches(fn, batch_size, batch_format, tuple(fn_args), dict(fn_kwargs or {}))))
+
+    def select_columns(self, names: str | Sequence[str]) -> Dataset:
+        """Keep some columns, in the order given; a source reads no others.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> asyncio.run(aiodata.from_items([{"a": 1, "b": 2}]).select_columns("b").take())
+            [{'b': 2}]
+        """
+        columns = (names,) if isinstance(names, str) else tuple(names)
+        if not columns:
+            raise OptionError("names=[] must name at least one column")
+        return self._then(Apply(SelectColumns(columns)))
+
+    def filter(self, expression: pc.Expression) -> Dataset:
+        """Keep the rows for which an expression is true; right after a source, it skips what it need not read.
+
+        Args:
+            expression: A `pyarrow.compute.Expression`; null counts as false.
+
+        Raises:
+            OptionError: It is not an expression.
+
+        Example:
+            >>> import asyncio, aiodata, pyarrow.compute as pc
+            >>> asyncio.run(aiodata.range(5).filter(pc.field("id") > 2).take())
+            [{'id': 3}, {'id': 4}]
+        """
+        if not isinstance(expression, pc.Expression):
+            raise OptionError(
+                f"expression={expression!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0; "
+                "to filter by a function use map_batches"
+            )
+        return self._then(Apply(FilterRows(expression)))
+
+    def limit(self, n: int) -> Dataset:
+        """Let `n` rows through, then stop all work behind.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> asyncio.run(aiodata.range(10**9).limit(7).count())
+            7
+        """
+        at_least("n", n, 0)
+        return self._then(Limit(n))
+
+    def with_options(self, **options: Any) -> Dataset:
+        """Return the dataset with some `ExecutionOptions` changed.
+
+        Raises:
+            OptionError: An option is unknown, or its value can not work.
+
+        Example:
+            >>> import aiodata
+            >>> ds = aiodata.range(4).with_options(runtime="local", preserve_order=True)
+        """
+        return Dataset(self._plan, self._options.override(**options))
+
+    def aiter_batches(
+        self,
+        *,
+        batch_size: int | None = 256,
+        batch_format: str = "numpy",
+        prefetch_batches: int = 2,
+        drop_last: bool = False,
+    ) -> Batches:
+        """Return the batches, for `async for`.
+
+        Args:
+            batch_size: Rows per batch: exactly that many, the last batch excepted. None: whole blocks.
+            batch_format: `"numpy"` (a dict of arrays, zero-copy and read-only where the layout allows), `"pyarrow"`
+                (a Table), `"pandas"` or `"polars"` (a DataFrame).
+            prefetch_batches: Batches whose rows are fetched ahead of the one in use; one block is ahead in any case.
+            drop_last: Whether to drop a last batch that is not full.
+
+        Returns:
+            Batches: each `async for` over it is one full pass.
+
+        Raises:
+            OptionError: An argument has a value that can not work.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> async def main():
+            ...     async for batch in aiodata.range(5).aiter_batches(batch_size=2, drop_last=True):
+            ...         print(batch["id"])
+            >>> asyncio.run(main())
+            [0 1]
+            [2 3]
+        """
+        batching = BatchOptions(
+            batch_size=batch_size, batch_format=batch_format, prefetch_batches=prefetch_batches, drop_last=drop_last
+        )
+        return Batches(self._plan, self._options, batching)
+
+    async def schema(self) -> pa.Schema:
+        """Return the schema; it is read from a file's footer, or else from the first block of a short run.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> asyncio.run(aiodata.range(3).schema()).names
+            ['id']
+        """
+        return await find_schema(self._plan, self._options)
+
+    async def count(self) -> int:
+        """Return the number of rows, from metadata where that suffices, else by a run that fetches no block.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> asyncio.run(aiodata.range(3).count())
+            3
+        """
+        return await count_rows(self._plan, self._options)
+
+    async def take(self, n: int = 20) -> list[dict[str, Any]]:
+        """Return up to `n` rows as dicts of Python values, the first ones in source order.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> asyncio.run(aiodata.range(3).take(1))
+            [{'id': 0}]
+        """
+        table = await self._head(n)
+        rows: list[dict[str, Any]] = table.to_pylist()
+        return rows
+
+    async def take_batch(self, n: int = 20, *, batch_format: str = "numpy") -> Any:
+        """Return up to `n` rows as one batch, the first ones in source order.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> asyncio.run(aiodata.range(3).take_batch(2))
+            {'id': array([0, 1])}
+        """
+        fmt = get_format(batch_format)
+        table = (await self._head(n)).combine_chunks()
+        segments = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+        return fmt.join([fmt.convert(segment) for segment in segments])
+
+    def explain(self) -> str:
+        """Show how the dataset is carried out: its stages, and what was pushed down and fused.
+
+        Example:
+            >>> import aiodata
+            >>> print(aiodata.range(3).limit(2).explain())
+            range(3) -> limit(2)    one task reads and transforms
+            limit(2)                narrows row ranges, then ends what is before it
+        """
+        return explain(self._plan)
+
+    def __repr__(self) -> str:
+        """Show the stages."""
+        return f"<Dataset {' | '.join(line.split('    ')[0].rstrip() for line in self.explain().splitlines())}>"
+
+    async def _head(self, n: int) -> pa.Table:
+        at_least("n", n, 0)
+        ordered = self.limit(n).with_options(preserve_order=True)
+        async with ordered.aiter_batches(batch_size=None, batch_format="pyarrow") as batches:
+            blocks = [block async for block in batches]
+        return concat_blocks(blocks) if blocks else (await self.schema()).empty_table()
+
+    def _then(self, step: Apply | Limit) -> Dataset:
+        return Dataset(self._plan.then(step), self._options)
+
+
+def read_parquet(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] | None = None,
+    filter: pc.Expression | None = None,  # noqa: A002 - the field's name for it.
+    filesystem: Any = None,
+) -> Dataset:
+    """Read Parquet files, by row group.
+
+    Args:
+        paths: A file, a directory (with its subdirectories), a glob (`*` within a directory, `**` across), a URI that
+            `pyarrow.fs` knows (`s3://...`), or a list of these. Files are read in the order of their paths.
+        columns: The columns to read; None: all.
+        filter: The rows to read, as a `pyarrow.compute.Expression`; row groups whose statistics rule them out are
+            skipped.
+        filesystem: A `pyarrow.fs.FileSystem` that the paths are in; None: local, or the URI's.
+
+    Returns:
+        A Dataset; nothing is listed or read before it is iterated. Then a missing, corrupt or unreadable file, and a
+        path that matches none, is a `SourceError` that names it.
+
+    Example:
+        ```python
+        async for batch in aiodata.read_parquet("flights/*.parquet", columns=["dep_delay"]).aiter_batches():
+            ...
+        ```
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise OptionError("paths=[] must name at least one file, directory or glob")
+    names = tuple(_absolute(os.fspath(path)) if filesystem is None else os.fspath(path) for path in given)
+    if filter is not None and not isinstance(filter, pc.Expression):
+        raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
+    source = ParquetSource(names, None if columns is None else tuple(columns), filter, filesystem)
+    return _dataset(source)
+
+
+def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - as in every such library.
+    """Count from 0 to `n`, in the column `id` (int64).
+
+    Args:
+        n: The number of rows.
+        num_blocks: The number of blocks; None: enough for the CPUs.
+
+    Example:
+        >>> import asyncio
+        >>> asyncio.run(range(3).take())
+        [{'id': 0}, {'id': 1}, {'id': 2}]
+    """
+    at_least("n", n, 0)
+    at_least("num_blocks", num_blocks, 1, optional=True)
+    return _dataset(RangeSource(n, num_blocks))
+
+
+def from_items(items: Sequence[Any]) -> Dataset:
+    """Make a dataset of Python objects: dicts become columns, anything else the column `item`.
+
+    Example:
+        >>> import asyncio
+        >>> asyncio.run(from_items(["a", "b"]).take())
+        [{'item': 'a'}, {'item': 'b'}]
+    """
+    return _dataset(TableSource("from_items", (from_rows(list(items)),)))
+
+
+def from_arrow(obj: Any) -> Dataset:
+    """Make a dataset of Arrow data, without copying it.
+
+    Args:
+        obj: A Table, anything with `__arrow_c_stream__` (polars, duckdb, pandas, ...), or a list of these.
+
+    Example:
+        >>> import asyncio
+        >>> asyncio.run(from_arrow(pa.table({"x": [1]})).take())
+        [{'x': 1}]
+    """
+    tables = [as_block(one) for one in (obj if isinstance(obj, list | tuple) else [obj])]
+    if not tables:
+        raise OptionError("obj=[] must hold at least one table; an empty table will do")
+    blocks = tuple(block for table in tables for block in split_table(table, _MEMORY_BLOCK_BYTES))
+    return _dataset(TableSource("from_arrow", blocks))
+
+
+def _dataset(source: Source) -> Dataset:
+    return Dataset(Plan(Read(source)), ExecutionOptions())
+
+
+def _absolute(path: str) -> str:
+    """Return a local path so that workers, whose working directory may be another, find it too."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

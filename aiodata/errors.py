@@ -1,0 +1,81 @@
+"""The errors users see, named by who is to blame.
+
+AiodataError
+├─ TaskError                 the user's function or a read failed in a worker
+├─ SourceError               a file is missing, corrupt or unreadable
+├─ EpochError                a coordinator was asked about an epoch it is not running
+├─ RuntimeUnavailableError   Ray can not be reached or started
+├─ ClosedError               misuse: something closed was used (also a RuntimeError)
+├─ BusyError                 misuse: two tasks used one iterator at once (also a RuntimeError)
+└─ OptionError               misuse: an argument has a value that can not work (also a ValueError)
+"""
+
+from __future__ import annotations
+
+
+class AiodataError(Exception):
+    """Base of every error that aiodata raises on its own account."""
+
+
+class TaskError(AiodataError):
+    """A user's function, or a read, failed in a worker.
+
+    `__cause__` is the original exception, on every runtime; when it was raised in another process its
+    traceback there is attached to it as a note.
+
+    Attributes:
+        operator: The operator that failed, for example `map_batches(double)`.
+        source: Where its input came from, for example `flights/jan.parquet, row group 3`.
+        rows: The rows of that source that were being processed, as a half-open range, if known.
+    """
+
+    def __init__(self, operator: str, source: str, rows: tuple[int, int] | None, reason: str) -> None:
+        """Describe the failure of `operator` on `rows` of `source`."""
+        self.operator = operator
+        self.source = source
+        self.rows = rows
+        self.reason = reason
+        where = source if rows is None else f"{source}, rows {rows[0]}-{max(rows[0], rows[1] - 1)}"
+        super().__init__(f"{operator} failed on {where}: {reason}")
+
+    def __reduce__(self) -> tuple[type[TaskError], tuple[str, str, tuple[int, int] | None, str]]:
+        """Rebuild from the arguments, so that the error can travel between processes."""
+        return (type(self), (self.operator, self.source, self.rows, self.reason))
+
+
+class SourceError(AiodataError):
+    """A file is missing, corrupt or unreadable.
+
+    Attributes:
+        path: The path (or pattern) as it was given or found.
+    """
+
+    def __init__(self, path: str, reason: str) -> None:
+        """Describe why `path` can not be read."""
+        self.path = path
+        self.reason = reason
+        super().__init__(f"{path}: {reason}")
+
+    def __reduce__(self) -> tuple[type[SourceError], tuple[str, str]]:
+        """Rebuild from the arguments, so that the error can travel between processes."""
+        return (type(self), (self.path, self.reason))
+
+
+class EpochError(AiodataError):
+    """A coordinator was asked about an epoch that it is not running."""
+
+
+class RuntimeUnavailableError(AiodataError):
+    """Ray can not be reached or started; the message says how to."""
+
+
+class ClosedError(AiodataError, RuntimeError):
+    """Something that was closed was used."""
+
+
+class BusyError(AiodataError, RuntimeError):
+    """Two tasks used one iterator at the same time."""
+
+
+class OptionError(AiodataError, ValueError):
+    """An argument has a value that can not work; the message has the value and the remedy."""

@@ -1,0 +1,89 @@
+"""The streaming executor: turns a plan into operators and runs them in one task group."""
+
+from __future__ import annotations
+
+import anyio
+import pyarrow as pa
+
+from aiodata.bundle import RefBundle
+from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Operator, Output
+from aiodata.execution.task_operator import TaskOperator
+from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Plan
+from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, Stage, optimize
+from aiodata.runtime.base import Runtime
+from aiodata.stats import OperatorStats
+
+# Bundles that may wait between two operators; a bundle is a reference, and tasks hold back when it is full.
+_MAX_WAITING_BUNDLES = 2
+
+
+class StreamingExecutor:
+    """Runs a plan once: `run` sends its bundles to a stream and returns when all are sent.
+
+    Args:
+        plan: What to run.
+        runtime: Where tasks run; open for as long as `run` is.
+        options: How to run it.
+    """
+
+    def __init__(self, plan: Plan, runtime: Runtime, options: ExecutionOptions) -> None:
+        """Make the operators; nothing runs yet."""
+        self._operators = [_make_operator(stage, runtime, options) for stage in optimize(plan)]
+
+    def stats(self) -> tuple[OperatorStats, ...]:
+        """Return what each operator has done so far."""
+        return tuple(operator.counters.snapshot() for operator in self._operators)
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The schema of the last operator's blocks, once it has seen one; else None."""
+        return self._operators[-1].counters.schema
+
+    async def run(self, output: Output) -> None:
+        """Run all operators; returns at the end of the data, or when `output` has no receiver any more.
+
+        Raises:
+            TaskError: A transform failed. It comes out of a task group, so it may be in an exception group.
+            SourceError: A file is missing, corrupt or unreadable, or no file matches.
+        """
+        scopes: list[anyio.CancelScope] = []
+        inputs: Inputs | None = None
+        async with anyio.create_task_group() as group:
+            for operator in self._operators[:-1]:
+                send, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
+                group.start_soon(_run_operator, operator, inputs, send, scopes, name=operator.counters.name)
+                inputs = receive
+            last = self._operators[-1]
+            group.start_soon(_run_operator, last, inputs, output, scopes, name=last.counters.name)
+
+
+async def _run_operator(
+    operator: Operator, inputs: Inputs | None, output: Output, scopes: list[anyio.CancelScope]
+) -> None:
+    """Run one operator; when it ends, so does all that comes before it."""
+    upstream = list(scopes)
+    with anyio.CancelScope() as scope:
+        scopes.append(scope)
+        async with output:
+            try:
+                await operator.run(inputs, output)
+            except* anyio.BrokenResourceError:  # Whoever takes the outputs has enough.
+                pass
+            finally:
+                if inputs is not None:
+                    inputs.close()
+    for earlier in upstream:
+        earlier.cancel()
+
+
+def _make_operator(stage: Stage, runtime: Runtime, options: ExecutionOptions) -> Operator:
+    match stage:
+        case InputStage(source):
+            return InputOperator(stage.name, source.blocks() or ())
+        case LimitStage(num_rows):
+            return LimitOperator(stage.name, num_rows)
+        case MapStage(chain):
+            return TaskOperator(stage.name, chain, None, runtime, options)
+        case ReadStage(source, chain):
+            return TaskOperator(stage.name, chain, source, runtime, options)

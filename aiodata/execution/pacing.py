@@ -1,0 +1,70 @@
+"""Pacing: how large blocks and tasks of a stage should be, learnt from its outputs; no I/O.
+
+A task's cuts must not depend on time, or a task that is run again would cut differently. So the time is looked at
+here, between tasks, and each task is given fixed numbers. The first tasks of a run of user code are short, like the
+first packets of a TCP connection (slow start); then a block is about `_BLOCK_S` of calls and a task about `_TASK_S`.
+"""
+
+from __future__ import annotations
+
+from aiodata.plan.work import Cuts, OutputMetadata
+
+# The first block of a run is about this large, so that the first batch comes early.
+_FIRST_BLOCK_BYTES = 1 << 20
+_GROWTH = 4
+
+# How many blocks of the target size a task may produce before it makes way for others.
+_TASK_BLOCKS = 4
+
+# Seconds of user code per block and per task: a slow function's rows arrive this often, and its CPU is free for
+# another run this often.
+_BLOCK_S = 0.1
+_TASK_S = 1.0
+
+# Calls of a first task, whose speed is unknown.
+_FIRST_TASK_CALLS = 8
+_MAX_CALLS = 1 << 20
+
+
+class Pacing:
+    """Learns the speed of a stage's user code and sizes its tasks accordingly.
+
+    Args:
+        target_block_bytes: The size that blocks grow to.
+        calls_user_code: Whether the stage runs functions of the user's at all.
+    """
+
+    def __init__(self, target_block_bytes: int, *, calls_user_code: bool) -> None:
+        """Know nothing yet."""
+        self._target_block_bytes = target_block_bytes
+        self._calls_user_code = calls_user_code
+        self._calls = 0
+        self._seconds = 0.0
+
+    def observe(self, output: OutputMetadata) -> None:
+        """Learn from an output."""
+        self._calls += output.calls
+        self._seconds += output.task_s
+
+    def cuts(self) -> Cuts:
+        """Return the numbers for the next task."""
+        first_block_calls, calls_per_block, task_calls = 1, _FIRST_TASK_CALLS, _FIRST_TASK_CALLS
+        if not self._calls_user_code:
+            calls_per_block = task_calls = _MAX_CALLS
+        elif self._calls:
+            seconds_per_call = max(self._seconds / self._calls, 1e-7)
+            calls_per_block = first_block_calls = _clamp(_BLOCK_S / seconds_per_call)
+            task_calls = _clamp(_TASK_S / seconds_per_call)
+        return Cuts(
+            first_block_bytes=min(_FIRST_BLOCK_BYTES, self._target_block_bytes),
+            target_block_bytes=self._target_block_bytes,
+            growth=_GROWTH,
+            first_block_calls=first_block_calls,
+            calls_per_block=calls_per_block,
+            task_bytes=_TASK_BLOCKS * self._target_block_bytes,
+            task_calls=task_calls,
+        )
+
+
+def _clamp(calls: float) -> int:
+    return max(1, min(int(calls), _MAX_CALLS))

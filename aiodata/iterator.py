@@ -1,0 +1,128 @@
+"""Batches and BatchIterator: `async for` over a dataset, and the prompt end of everything behind it."""
+
+from __future__ import annotations
+
+from types import TracebackType
+from typing import Any, Self
+
+from aiodata.batching.consumer import BatchOptions, Consumer
+from aiodata.errors import ClosedError
+from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Plan
+from aiodata.stats import IterationStats
+
+
+class Batches:
+    """The batches of a dataset; each `async for` over it is one full pass.
+
+    Example:
+        >>> import aiodata
+        >>> async def main():
+        ...     batches = aiodata.range(4).aiter_batches(batch_size=2)
+        ...     async for batch in batches:
+        ...         print(batch["id"])
+        >>> asyncio.run(main())
+        [0 1]
+        [2 3]
+    """
+
+    def __init__(self, plan: Plan, execution: ExecutionOptions, batching: BatchOptions) -> None:
+        """Hold the recipe; nothing runs."""
+        self._plan = plan
+        self._execution = execution
+        self._batching = batching
+        self._entered: list[BatchIterator] = []
+
+    def __aiter__(self) -> BatchIterator:
+        """Return an iterator for one pass."""
+        return BatchIterator(self._plan, self._execution, self._batching)
+
+    async def __aenter__(self) -> BatchIterator:
+        """Return an iterator for one pass, which is closed when the `async with` is left."""
+        iterator = aiter(self)
+        self._entered.append(iterator)
+        return iterator
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the iterator."""
+        await self._entered.pop().aclose()
+
+    def __repr__(self) -> str:
+        """Show the options."""
+        return f"<Batches {self._batching}>"
+
+
+class BatchIterator:
+    """One pass over a dataset's batches.
+
+    `break` out of an `async for` over `ds.aiter_batches()` needs nothing more: the loop held the only reference to
+    the iterator, and dropping it ends the run. Whoever keeps the iterator in a variable calls `aclose()`, or uses
+    `async with`.
+
+    A cancelled or timed-out `__anext__` loses no batch: the next call returns it.
+    """
+
+    __slots__ = ("__weakref__", "_consumer")
+
+    def __init__(self, plan: Plan, execution: ExecutionOptions, batching: BatchOptions) -> None:
+        """Hold the recipe; the run starts with the first `__anext__`."""
+        self._consumer = Consumer(plan, execution, batching)
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> Any:
+        """Return the next batch.
+
+        Raises:
+            StopAsyncIteration: The pass is over, or was closed.
+            BusyError: Another task is waiting for a batch of this iterator.
+            TaskError: The user's function failed, or a read did.
+            SourceError: A file is missing, corrupt or unreadable, or no file matches.
+            RuntimeUnavailableError: Ray can not be reached or started.
+        """
+        consumer = self._consumer
+        batch = consumer.ready_batch()
+        if batch is not None:
+            return batch
+        try:
+            return await consumer.next_batch()
+        except BaseException:
+            # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run.
+            del self
+            raise
+
+    async def aclose(self) -> None:
+        """Stop the run and wait until it has stopped, for `close_timeout_s` at most; idempotent, from any task."""
+        await self._consumer.aclose()
+
+    def stats(self) -> IterationStats:
+        """Return what this pass has done so far."""
+        return self._consumer.stats()
+
+    async def __aenter__(self) -> Self:
+        """Return itself.
+
+        Raises:
+            ClosedError: It was closed before.
+        """
+        if self._consumer.closed:
+            raise ClosedError("this BatchIterator is closed; get a new one with aiter(batches)")
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        """Close."""
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        """Show how far it is."""
+        return f"<BatchIterator {self._consumer.describe()}>"
+
+    def __del__(self) -> None:
+        """Ask the loop to end the run, if the handle is dropped before its end."""
+        consumer = getattr(self, "_consumer", None)
+        if consumer is not None:
+            consumer.abandon()

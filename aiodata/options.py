@@ -1,0 +1,82 @@
+"""Options: frozen values, validated once, passed explicitly."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields, replace
+from typing import Any, Literal, get_args
+
+from aiodata.errors import OptionError
+
+RuntimeName = Literal["auto", "local", "ray"]
+
+MIB = 1 << 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ExecutionOptions:
+    """How a run is executed; every field has a default that suits one machine.
+
+    Attributes:
+        runtime: Where tasks run: `"local"` (this process), `"ray"`, or `"auto"`: Ray if it is initialised
+            in this process or `RAY_ADDRESS` is set, else local. `AIODATA_RUNTIME` overrides `"auto"`.
+        preserve_order: Rows, and so batches, come in source order.
+        num_cpus: CPUs that the run may use at a time; by default all of the runtime's.
+        target_block_bytes: Size that blocks grow to, in bytes; the first ones of a task are smaller.
+        task_max_retries: How often a task whose worker died is run again (Ray).
+        close_timeout_s: Bound on closing a run, in seconds.
+
+    Raises:
+        OptionError: A value that can not work.
+
+    Example:
+        >>> ExecutionOptions(runtime="local").preserve_order
+        False
+    """
+
+    runtime: RuntimeName = "auto"
+    preserve_order: bool = False
+    num_cpus: int | None = None
+    target_block_bytes: int = 32 * MIB
+    task_max_retries: int = 3
+    close_timeout_s: float = 5.0
+
+    def __post_init__(self) -> None:
+        """Validate every field once, so that nothing else has to."""
+        if self.runtime not in get_args(RuntimeName):
+            raise OptionError(f"runtime={self.runtime!r} is unknown; use one of {get_args(RuntimeName)}")
+        at_least("num_cpus", self.num_cpus, 1, optional=True)
+        at_least("target_block_bytes", self.target_block_bytes, 1)
+        at_least("task_max_retries", self.task_max_retries, 0)
+        if not self.close_timeout_s > 0:
+            raise OptionError(f"close_timeout_s={self.close_timeout_s!r} must be above 0 seconds")
+
+    def override(self, **changes: Any) -> ExecutionOptions:
+        """Return a copy with `changes`; an unknown name is an `OptionError` that lists the known ones."""
+        known = [field.name for field in fields(self)]
+        for name in changes:
+            if name not in known:
+                raise OptionError(f"unknown option {name!r}; the options are {', '.join(known)}")
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True)
+class Environment:
+    """What aiodata reads from the process environment."""
+
+    runtime: str | None
+    ray_address: str | None
+
+
+def read_environment() -> Environment:
+    """Read the environment variables that matter; the one place that does."""
+    return Environment(os.environ.get("AIODATA_RUNTIME") or None, os.environ.get("RAY_ADDRESS") or None)
+
+
+def at_least(name: str, value: object, minimum: int, *, optional: bool = False) -> None:
+    """Raise `OptionError` unless `value` is an integer of at least `minimum` (or None, if `optional`)."""
+    if optional and value is None:
+        return
+    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        unless = " or None" if optional else ""
+        raise OptionError(f"{name}={value!r} must be an integer of at least {minimum}{unless}")

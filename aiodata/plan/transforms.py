@@ -1,0 +1,210 @@
+"""Transforms: what a worker does to rows on their way from a piece to an output block.
+
+A chain of transforms is a chain of generators over `(table, origin)` pairs, so one block is on its way at a time and
+an error can name the rows that it is about.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from inspect import isgenerator
+from typing import Any, Protocol
+
+import pyarrow as pa
+
+from aiodata.batcher import Batcher
+from aiodata.block import as_block
+from aiodata.errors import AiodataError, TaskError
+from aiodata.formats import get_format
+from aiodata.plan.pieces import Origin
+
+Rows = tuple[pa.Table, Origin]
+
+
+@dataclass(slots=True)
+class Meter:
+    """Counts calls of user functions in one task; `checkpoint` may raise to stop the task between two calls."""
+
+    checkpoint: Callable[[], None]
+    calls: int = 0
+
+    def call(self) -> None:
+        """Note that a user function is about to be called."""
+        self.checkpoint()
+        self.calls += 1
+
+
+class Transform(Protocol):
+    """One step of a chain; it is sent to workers."""
+
+    @property
+    def name(self) -> str:
+        """The name that `explain()`, statistics and errors show."""
+
+    @property
+    def batch_size(self) -> int | None:
+        """Rows that a user function is given at a time; None where it takes what comes, or there is none."""
+
+    @property
+    def calls_user_code(self) -> bool:
+        """Whether it runs a function of the user's."""
+
+    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+        """Transform rows as they come."""
+
+
+@dataclass(frozen=True, slots=True)
+class MapBatches:
+    """Call a function, or generator function, with batches of rows."""
+
+    fn: Callable[..., Any]
+    batch_size: int | None
+    batch_format: str
+    args: tuple[Any, ...] = ()
+    kwargs: Mapping[str, Any] = field(default_factory=dict)
+    calls_user_code: bool = True
+
+    @property
+    def name(self) -> str:
+        """`map_batches(<function>)`."""
+        return f"map_batches({getattr(self.fn, '__name__', type(self.fn).__name__)})"
+
+    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+        """Cut the rows into batches, call the function with each, and yield what it returns or yields."""
+        for batch, origin in self._batches(rows):
+            meter.call()
+            with blame(self.name, origin):
+                result = self.fn(batch, *self.args, **self.kwargs)
+                outputs = iter(result) if isgenerator(result) else None
+                table = as_block(result) if outputs is None else None
+            if outputs is None:
+                yield table, origin
+                continue
+            while True:
+                meter.checkpoint()
+                with blame(self.name, origin):
+                    try:
+                        table = as_block(next(outputs))
+                    except StopIteration:
+                        break
+                yield table, origin
+
+    def _batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Any, Origin]]:
+        batcher = Batcher(get_format(self.batch_format), self.batch_size)
+        origins: deque[tuple[int, Origin]] = deque()
+        for table, origin in rows:
+            if not table.num_rows:
+                continue
+            origins.append((table.num_rows, origin))
+            with blame(self.name, origin):
+                batcher.push(table)
+            yield from self._ready(batcher, origins)
+        batcher.finish()
+        yield from self._ready(batcher, origins)
+
+    def _ready(self, batcher: Batcher, origins: deque[tuple[int, Origin]]) -> Iterator[tuple[Any, Origin]]:
+        while origins:
+            with blame(self.name, origins[0][1]):
+                batch = batcher.next()
+            if batch is None:
+                return
+            size = self.batch_size if self.batch_size is not None else origins[0][0]
+            yield batch, _take_origin(origins, size)
+
+
+@dataclass(frozen=True, slots=True)
+class SelectColumns:
+    """Keep some columns, in the order given."""
+
+    columns: tuple[str, ...]
+    batch_size: int | None = None
+    calls_user_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """`select_columns([...])`."""
+        return f"select_columns({list(self.columns)})"
+
+    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+        """Select without copying."""
+        for table, origin in rows:
+            with blame(self.name, origin):
+                selected = table.select(list(self.columns))
+            yield selected, origin
+
+
+@dataclass(frozen=True, slots=True)
+class FilterRows:
+    """Keep the rows for which a `pyarrow.compute.Expression` is true."""
+
+    expression: Any
+    batch_size: int | None = None
+    calls_user_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """`filter(<expression>)`."""
+        return f"filter({self.expression})"
+
+    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+        """Filter each table; null counts as false."""
+        for table, origin in rows:
+            with blame(self.name, origin):
+                kept = table.filter(self.expression)
+            yield kept, origin
+
+
+@dataclass(frozen=True, slots=True)
+class LimitRows:
+    """Stop a task after `num_rows` rows: no single task has to produce more than a limit asks for."""
+
+    num_rows: int
+    batch_size: int | None = None
+    calls_user_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """`limit(<rows>)`."""
+        return f"limit({self.num_rows})"
+
+    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+        """Pass rows on until there are enough."""
+        left = self.num_rows
+        for table, origin in rows:
+            head = table.slice(0, left)
+            left -= head.num_rows
+            yield head, origin
+            if left <= 0:
+                return
+
+
+@contextmanager
+def blame(operator: str, origin: Origin) -> Iterator[None]:
+    """Turn an exception of the body into a `TaskError` that names the operator and the rows."""
+    try:
+        yield
+    except AiodataError:
+        raise
+    except StopIteration as error:
+        raise TaskError(operator, origin.source, origin.rows, "the function raised StopIteration") from error
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise TaskError(operator, origin.source, origin.rows, reason) from error
+
+
+def _take_origin(origins: deque[tuple[int, Origin]], num_rows: int) -> Origin:
+    """Take the origins of the next `num_rows` rows off the queue and return their span."""
+    first: Origin | None = None
+    while num_rows and origins:
+        available, origin = origins.popleft()
+        taken = min(available, num_rows)
+        num_rows -= taken
+        part = origin.slice(0, taken)
+        first = part if first is None else first.to(part)
+        if taken < available:
+            origins.appendleft((available - taken, origin.slice(taken, available - taken)))
+    assert first is not None, "a batch has rows, so it has an origin"
+    return first

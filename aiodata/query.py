@@ -1,0 +1,76 @@
+"""Questions about a dataset that need no iterator: its schema and its number of rows."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+import anyio
+import anyio.to_thread
+import pyarrow as pa
+
+from aiodata.bundle import RefBundle
+from aiodata.concurrency.supervise import unwrap
+from aiodata.errors import AiodataError
+from aiodata.execution.executor import StreamingExecutor
+from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Apply, Limit, Plan
+from aiodata.plan.optimize import push_down
+from aiodata.plan.transforms import SelectColumns
+from aiodata.runtime import choose_runtime
+
+
+async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
+    """Return the schema of a plan's rows: from its source where that knows, else from the first block of a run."""
+    source, steps = push_down(plan)
+    schema = await anyio.to_thread.run_sync(source.schema)
+    if schema is not None and not any(_changes_schema(step) for step in steps):
+        return schema
+    executor = await _run(plan.then(Limit(1)), options, _ignore)
+    return executor.schema if executor.schema is not None else pa.schema([])
+
+
+async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
+    """Return the number of a plan's rows: from its source where that knows, else by a run that fetches no block."""
+    source, steps = push_down(plan)
+    counting = [step for step in steps if not (isinstance(step, Apply) and isinstance(step.transform, SelectColumns))]
+    if all(isinstance(step, Limit) for step in counting):
+        known = await anyio.to_thread.run_sync(source.count_rows)
+        if known is not None:
+            return min([known, *(step.num_rows for step in counting if isinstance(step, Limit))])
+    total = 0
+
+    async def add(bundle: RefBundle) -> None:
+        nonlocal total
+        total += bundle.num_rows
+
+    await _run(plan, options, add)
+    return total
+
+
+def _changes_schema(step: object) -> bool:
+    return isinstance(step, Apply) and (step.transform.calls_user_code or isinstance(step.transform, SelectColumns))
+
+
+async def _ignore(bundle: RefBundle) -> None:
+    pass
+
+
+async def _run(
+    plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], Awaitable[None]]
+) -> StreamingExecutor:
+    """Run a plan and visit its bundles."""
+    try:
+        async with choose_runtime(options)() as runtime:
+            executor = StreamingExecutor(plan, runtime, options)
+            send, receive = anyio.create_memory_object_stream[RefBundle](1)
+            async with anyio.create_task_group() as group, receive:
+                group.start_soon(executor.run, send)
+                async for bundle in receive:
+                    await visit(bundle)
+            return executor
+    except Exception as error:
+        cause = unwrap(error)
+        if isinstance(cause, AiodataError):
+            cause.__context__ = None
+            raise cause.with_traceback(None)  # noqa: B904 - the cause is the user's own exception.
+        raise

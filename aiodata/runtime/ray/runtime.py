@@ -1,0 +1,182 @@
+"""The Ray runtime: tasks are streaming Ray tasks, blocks stay in the object store until a consumer asks for them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import pyarrow as pa
+import ray
+from ray import cloudpickle
+from ray.exceptions import RayError, RayTaskError
+
+from aiodata.bundle import BlockRef, InlineBlock
+from aiodata.errors import AiodataError, OptionError, TaskError
+from aiodata.options import ExecutionOptions
+from aiodata.plan.transforms import Transform
+from aiodata.plan.work import Work
+from aiodata.runtime.base import Task, TaskOutput, TaskState
+from aiodata.runtime.ray.compat import pair_stream, streaming_function, when_settled
+from aiodata.runtime.ray.start import ensure_ray
+from aiodata.runtime.ray.worker import PackedError, run_packed_work, unpack_error
+
+# A chain of transforms up to this size travels with each task; a larger one is stored once per run.
+_INLINE_CHAIN_BYTES = 64 * 1024
+
+# How long a cancelled task may take to stop of its own accord before its worker process is killed, in seconds.
+_FORCE_AFTER_S = 0.5
+
+_run_in_worker = streaming_function(run_packed_work)
+
+
+class RayRuntime:
+    """Runs tasks on a Ray cluster; see the top of the file."""
+
+    name = "ray"
+
+    def __init__(self, options: ExecutionOptions, num_cpus: int) -> None:
+        """Prepare; `open_ray` is what callers use."""
+        self.num_cpus = num_cpus
+        self._max_retries = options.task_max_retries
+        self._ready = _ReadyQueue()
+
+    async def stage(self, name: str, chain: Sequence[Transform]) -> _RayStage:
+        """Pickle the chain once; store it once if it is large."""
+        try:
+            packed: Any = cloudpickle.dumps(tuple(chain))
+        except Exception as error:
+            raise OptionError(
+                f"{name} can not be sent to a worker: {error}. Use a function that pickles, or runtime='local'."
+            ) from error
+        if len(packed) > _INLINE_CHAIN_BYTES:
+            packed = await anyio.to_thread.run_sync(ray.put, packed)
+        return _RayStage(name, packed, self._max_retries, self._ready)
+
+    async def put(self, block: pa.Table) -> BlockRef:
+        """Copy the block into the object store, in a worker thread."""
+        return await anyio.to_thread.run_sync(ray.put, block)
+
+    async def get(self, ref: BlockRef) -> pa.Table:
+        """Return the block, zero-copy from this node's object store; it is brought there first if need be."""
+        if isinstance(ref, InlineBlock):
+            return ref.table
+        return await ref
+
+
+@asynccontextmanager
+async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
+    """Open Ray for one run, starting or joining it first if need be."""
+    await ensure_ray()
+    cluster_cpus = int((await anyio.to_thread.run_sync(ray.cluster_resources)).get("CPU", 1))
+    yield RayRuntime(options, min(options.num_cpus or cluster_cpus, cluster_cpus) or 1)
+
+
+class _ReadyQueue:
+    """Brings readiness from Ray's threads into the event loop: many callbacks, one wake-up."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._calls: deque[Callable[[], None]] = deque()
+        self._scheduled = False
+
+    def call_soon(self, call: Callable[[], None]) -> None:
+        """Have `call` run in the event loop; from any thread."""
+        self._calls.append(call)
+        if not self._scheduled:
+            self._scheduled = True
+            try:
+                self._loop.call_soon_threadsafe(self._run)
+            except RuntimeError:  # The loop is closed: nobody is waiting any more.
+                self._calls.clear()
+
+    def _run(self) -> None:
+        self._scheduled = False
+        while self._calls:
+            self._calls.popleft()()
+
+
+class _RayStage:
+    def __init__(self, name: str, chain: Any, max_retries: int, ready: _ReadyQueue) -> None:
+        self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=max_retries)
+        self._name = name
+        self._chain = chain
+        self._ready = ready
+
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: Callable[[Task], None]) -> RayTask:
+        generator = self._function.remote(self._chain, work, *refs)
+        return RayTask(self._name, generator, self._ready, on_ready)
+
+
+class RayTask:
+    """Pulls `(block, metadata)` pairs of a streaming task as they become ready."""
+
+    def __init__(self, name: str, generator: Any, ready: _ReadyQueue, on_ready: Callable[[Task], None]) -> None:
+        """Start to listen for the first pair."""
+        self.state = TaskState.ACTIVE
+        self._name = name
+        self._generator = generator
+        self._pairs = pair_stream(generator)
+        self._ready = ready
+        self._on_ready = on_ready
+        self._cancelled = False
+        self._arm()
+
+    def pull(self) -> list[TaskOutput]:
+        """Return all pairs that are ready; listens for the next one when there is none left."""
+        outputs: list[TaskOutput] = []
+        if self.state is TaskState.FINISHED:
+            return outputs
+        try:
+            while (pair := self._pairs.take()) is not None:
+                outputs.append(TaskOutput(*pair))
+        except EOFError:
+            self.state = TaskState.FINISHED
+            return outputs
+        except RayError as error:
+            if outputs:
+                return outputs
+            self.state = TaskState.FINISHED
+            failure = _translate(error, self._name)
+            raise failure from failure.__cause__
+        if not outputs:
+            self._arm()
+        return outputs
+
+    def cancel(self) -> None:
+        """Ask Ray to stop the task; to drop its generator would not."""
+        if not self._cancelled:
+            self._cancelled = True
+            ray.cancel(self._generator)
+
+    async def wait_stopped(self) -> None:
+        """Wait until the task runs no more; a call that takes long loses its worker process."""
+        stopped = anyio.Event()
+        ended = self._generator.completed()
+        when_settled(ended, lambda: self._ready.call_soon(stopped.set))
+        with anyio.move_on_after(_FORCE_AFTER_S):
+            await stopped.wait()
+            return
+        ray.cancel(self._generator, force=True)
+        await stopped.wait()
+
+    def _arm(self) -> None:
+        self._pairs.arm(lambda: self._ready.call_soon(self._tell))
+
+    def _tell(self) -> None:
+        self._on_ready(self)
+
+
+def _translate(error: RayError, name: str) -> AiodataError:
+    """Return the aiodata error inside a Ray error, or one that says what happened to the worker."""
+    packed = error.cause if isinstance(error, RayTaskError) else None
+    if isinstance(packed, PackedError):
+        return unpack_error(packed.packed)
+    reason = f"{type(error).__name__}: {error}"
+    failure = TaskError(name, "a Ray worker", None, reason)
+    failure.__cause__ = error
+    return failure

@@ -1,0 +1,89 @@
+"""Starting or joining Ray, quietly and off the event loop."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from concurrent.futures import Future
+from urllib.parse import urlsplit
+
+import anyio
+import ray
+
+from aiodata.errors import RuntimeUnavailableError
+from aiodata.options import read_environment
+
+_CONNECT_TIMEOUT_S = 3.0
+
+_starting: list[Future[None]] = []
+
+
+async def ensure_ray() -> None:
+    """Make sure that Ray is initialised in this process: join `RAY_ADDRESS`, or start a local cluster.
+
+    Raises:
+        RuntimeUnavailableError: Neither worked.
+    """
+    if ray.is_initialized():
+        return
+    address = read_environment().ray_address
+    if address is not None:
+        await _check_address(address)
+    if not _starting:
+        _starting.append(_init_in_thread(address))
+    started = _starting[0]
+    done = anyio.Event()
+    token = anyio.lowlevel.current_token()
+    started.add_done_callback(lambda _: anyio.from_thread.run_sync(done.set, token=token))
+    await done.wait()
+    if started in _starting:
+        _starting.remove(started)
+    if (error := started.exception()) is not None:
+        raise RuntimeUnavailableError(
+            f"Ray could not be {'reached at ' + address if address else 'started'}: {error}. "
+            "Start it with `ray start --head`, set RAY_ADDRESS, or use runtime='local'."
+        ) from error
+
+
+def _init_in_thread(address: str | None) -> Future[None]:
+    """Run `ray.init` in a daemon thread that then stays parked.
+
+    Ray's processes ask the kernel to end them when the thread that started them ends (PR_SET_PDEATHSIG is per
+    thread), so a worker thread of a pool, which ends with its event loop, would take the cluster down with it.
+    """
+    started: Future[None] = Future()
+
+    def run() -> None:
+        try:
+            ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR)
+        except BaseException as error:  # noqa: BLE001 - whoever waits gets it.
+            started.set_exception(error)
+            return
+        started.set_result(None)
+        threading.Event().wait()
+
+    threading.Thread(target=run, name="aiodata-ray-init", daemon=True).start()
+    return started
+
+
+async def _check_address(address: str) -> None:
+    """Fail in seconds where Ray itself would try for minutes and then end the process."""
+    if address in {"auto", "local"}:
+        return
+    parts = urlsplit(address if "//" in address else f"//{address}")
+    remedy = "Check RAY_ADDRESS and that the cluster runs (`ray status`), or unset it to start Ray on this machine."
+    if parts.scheme == "ray":
+        raise RuntimeUnavailableError(
+            f"RAY_ADDRESS={address} is a Ray Client address, which can not stream; run on a node of the cluster "
+            "and set RAY_ADDRESS=auto."
+        )
+    try:
+        port = parts.port
+        if parts.hostname is None or port is None:
+            raise ValueError("it is not HOST:PORT")
+        with anyio.fail_after(_CONNECT_TIMEOUT_S):
+            stream = await anyio.connect_tcp(parts.hostname, port)
+            await stream.aclose()
+    except (OSError, TimeoutError, ValueError) as error:
+        reason = str(error) or f"no answer in {_CONNECT_TIMEOUT_S:g} s"
+        raise RuntimeUnavailableError(f"Ray can not be reached at RAY_ADDRESS={address}: {reason}. {remedy}") from error

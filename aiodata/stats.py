@@ -1,0 +1,75 @@
+"""What a pass over a dataset did, as frozen snapshots that print as tables."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorStats:
+    """What one operator did so far.
+
+    Attributes:
+        name: The operator, as `explain()` shows it.
+        tasks: Tasks started.
+        blocks: Blocks produced.
+        rows: Rows produced.
+        bytes: Bytes produced, as Arrow counts them.
+        task_s: Seconds spent in workers, summed over tasks.
+    """
+
+    name: str
+    tasks: int
+    blocks: int
+    rows: int
+    bytes: int
+    task_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class IterationStats:
+    """Where the time of one pass went; the pass's time ends when the consumer stops.
+
+    Attributes:
+        runtime: The runtime that the tasks ran on; empty before the first batch was asked for.
+        rows: Rows handed to the consumer.
+        batches: Batches handed to the consumer.
+        bytes: Bytes of the blocks that were fetched, as Arrow counts them.
+        blocks: Blocks that were fetched.
+        first_batch_s: Seconds from the first request to the first batch; None before it.
+        elapsed_s: Seconds from the first request to the end, or to now.
+        closing_s: Seconds that closing took, not part of `elapsed_s`.
+        wait_s: Seconds in which the consumer waited for data.
+        format_s: Seconds spent cutting and converting batches where it waited for none.
+        user_s: Seconds in the consumer's own code.
+        errors: Blocks that failed and were skipped, one line each.
+        operators: One entry per operator, in the order of the data.
+    """
+
+    runtime: str
+    rows: int
+    batches: int
+    bytes: int
+    blocks: int
+    first_batch_s: float | None
+    elapsed_s: float
+    closing_s: float
+    wait_s: float
+    format_s: float
+    user_s: float
+    errors: tuple[str, ...]
+    operators: tuple[OperatorStats, ...]
+
+    def __str__(self) -> str:
+        """Print as a table."""
+        first = "-" if self.first_batch_s is None else f"{self.first_batch_s * 1e3:.1f} ms"
+        lines = [
+            f"{self.rows:,} rows in {self.batches:,} batches on {self.runtime or '-'}, {self.elapsed_s:.3f} s",
+            f"  first batch {first}, closing {self.closing_s * 1e3:.1f} ms",
+            f"  waited {self.wait_s:.3f} s, formatted {self.format_s:.3f} s, consumer's own {self.user_s:.3f} s",
+            f"  {'operator':<48} {'tasks':>6} {'blocks':>7} {'rows':>13} {'MiB':>9} {'worker s':>9}",
+        ]
+        for op in self.operators:
+            counts = f"{op.tasks:>6,} {op.blocks:>7,} {op.rows:>13,} {op.bytes / 2**20:>9.1f} {op.task_s:>9.3f}"
+            lines.append(f"  {op.name[:48]:<48} {counts}")
+        return "\n".join(lines + [f"  skipped: {error}" for error in self.errors])
