@@ -1,0 +1,1 @@
+"""Compare aiodata with its peers: run `python -m benchmarks` for the scenarios."""

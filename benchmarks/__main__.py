@@ -1,0 +1,5 @@
+"""Run the command line."""
+
+from benchmarks.cli import app
+
+app(prog_name="python -m benchmarks")

@@ -1,0 +1,125 @@
+"""See how late a timer is served beside an iteration at full speed.
+
+A task wants to run every 5 ms on a fixed schedule, beside whole passes over the Parquet files in
+`numpy` batches of 4096 rows, until three seconds are over. What counts is how late its turns come:
+a loop that is held for a second makes 200 turns late. The process has done the same once before,
+uncounted. uvloop's timers have a resolution of 1 ms, so that a lag of 1 ms is the floor.
+
+- aiodata: `async for`, defaults.
+- ray_data: a plain `for` in a coroutine, with `await asyncio.sleep(0)` after each batch.
+- ray_data_thread: each `next` in a worker thread (`asyncio.to_thread`), the careful way to do it.
+- ticker_alone: nothing beside the ticker, which shows what the machine itself adds.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+from benchmarks import event_loop
+from benchmarks.figures import percentile
+from benchmarks.lag import lags_beside
+from benchmarks.model import Contender, Metric, Scenario, at_most
+from benchmarks.sources import aiodata_parquet, check_rows, ray_data_parquet
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Iterator, Mapping
+
+_BATCH_ROWS = 4096
+_AT_LEAST_S = 3.0
+_MS_PER_S = 1e3
+
+
+async def _aiodata_pass(runtime: str) -> None:
+    num_rows = 0
+    batches = aiodata_parquet(runtime).aiter_batches(batch_size=_BATCH_ROWS, batch_format="numpy")
+    async for batch in batches:
+        num_rows += len(batch["id"])
+    check_rows(num_rows)
+
+
+def _ray_data_batches() -> Iterator[Any]:
+    dataset = ray_data_parquet()
+    return iter(dataset.iter_batches(batch_size=_BATCH_ROWS, batch_format="numpy"))
+
+
+async def _ray_data_pass() -> None:
+    num_rows = 0
+    for batch in _ray_data_batches():
+        num_rows += len(batch["id"])
+        await asyncio.sleep(0)
+    check_rows(num_rows)
+
+
+async def _ray_data_thread_pass() -> None:
+    num_rows = 0
+    batches = await asyncio.to_thread(_ray_data_batches)
+    while (batch := await asyncio.to_thread(next, batches, None)) is not None:
+        num_rows += len(batch["id"])
+    check_rows(num_rows)
+
+
+async def _nothing() -> None:
+    await asyncio.sleep(_AT_LEAST_S)
+
+
+def _lag_beside(run_pass: Callable[[], Awaitable[None]]) -> Mapping[str, float]:
+    lags_s, pass_s = event_loop.run(lags_beside(run_pass, at_least_s=_AT_LEAST_S))
+    lags_ms = [lag_s * _MS_PER_S for lag_s in lags_s]
+    return {
+        "lag_p99_ms": percentile(lags_ms, 99),
+        "lag_p50_ms": percentile(lags_ms, 50),
+        "lag_max_ms": max(lags_ms),
+        "pass_s": pass_s,
+    }
+
+
+SCENARIO = Scenario(
+    name="loop_lag",
+    summary="a 5 ms ticker beside an iteration at full speed",
+    timed="how late the ticker's turns come, over whole passes for three seconds",
+    notes=__doc__,
+    metrics=(
+        Metric("lag_p99_ms", "ms", "lateness, 99th percentile"),
+        Metric("lag_p50_ms", "ms", "lateness, median"),
+        Metric("lag_max_ms", "ms", "lateness, largest"),
+        Metric("pass_s", "s", "one pass over the files"),
+    ),
+    baseline="ray_data",
+    contenders=(
+        Contender(
+            "aiodata_ray",
+            "aiodata, Ray runtime",
+            ("aiodata", "ray"),
+            partial(_lag_beside, partial(_aiodata_pass, "ray")),
+            on_cluster=True,
+        ),
+        Contender(
+            "aiodata_local",
+            "aiodata, local runtime",
+            ("aiodata",),
+            partial(_lag_beside, partial(_aiodata_pass, "local")),
+        ),
+        Contender(
+            "ray_data",
+            "Ray Data, for in a coroutine",
+            ("ray", "pandas"),
+            partial(_lag_beside, _ray_data_pass),
+            on_cluster=True,
+        ),
+        Contender(
+            "ray_data_thread",
+            "Ray Data, each next in a thread",
+            ("ray", "pandas"),
+            partial(_lag_beside, _ray_data_thread_pass),
+            on_cluster=True,
+        ),
+        Contender("ticker_alone", "nothing beside it", (), partial(_lag_beside, _nothing)),
+    ),
+    aims=tuple(
+        at_most(contender, metric, limit_ms)
+        for contender in ("aiodata_ray", "aiodata_local")
+        for metric, limit_ms in (("lag_p99_ms", 5), ("lag_max_ms", 20))
+    ),
+)

@@ -1,0 +1,107 @@
+"""What all tests share: both runtimes, both event loops, one Ray cluster, and a look for what a test left behind."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import ray
+import uvloop
+
+import aiodata
+
+
+def pytest_asyncio_loop_factories(config: pytest.Config) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every async test under both event loops."""
+    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+@pytest.fixture(scope="session")
+def ray_cluster() -> Iterator[None]:
+    """Start Ray once for all tests."""
+    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture(params=["local", pytest.param("ray", marks=pytest.mark.ray)])
+def runtime(request: pytest.FixtureRequest) -> str:
+    """Run a test on each runtime."""
+    if request.param == "ray":
+        request.getfixturevalue("ray_cluster")
+    return str(request.param)
+
+
+@pytest.fixture
+async def clean(runtime: str) -> AsyncIterator[None]:
+    """Check after a test that it left nothing behind: no task, async generator, task set, CPU or stored object."""
+    loop = asyncio.get_running_loop()
+    complaints: list[object] = []
+    loop.set_exception_handler(lambda _, context: complaints.append(context))
+    baseline = await _settled_store() if runtime == "ray" else 0
+    yield
+    await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "tasks are left")
+    assert not complaints
+    if runtime == "ray":
+        await until(lambda: ray.available_resources().get("CPU") == 2, "Ray's CPUs are not free")
+        gc.collect()
+        await until(lambda: _stored_bytes() <= baseline, "objects are left in Ray's store")
+
+
+def threads() -> set[str]:
+    """Names of the threads that are neither anyio's pooled workers nor Ray's own."""
+    return {
+        thread.name
+        for thread in threading.enumerate()
+        if thread.name != "AnyIO worker thread" and not thread.name.lower().startswith(("ray", "pythongc"))
+    }
+
+
+async def until(condition: Callable[[], bool], complaint: str, *, within_s: float = 5.0) -> float:
+    """Wait for something that is seen only from outside; return how long it took, in seconds."""
+    started = time.perf_counter()
+    while not condition():
+        if time.perf_counter() - started > within_s:
+            pytest.fail(f"{complaint}, after {within_s} s")
+        await anyio.sleep(0.005)
+    return time.perf_counter() - started
+
+
+def _stored_bytes() -> int:
+    available = ray.available_resources().get("object_store_memory", 0.0)
+    return int(ray.cluster_resources().get("object_store_memory", 0.0) - available)
+
+
+async def _settled_store() -> int:
+    gc.collect()
+    await until(lambda: ray.available_resources().get("CPU") == 2, "Ray's CPUs are not free before the test")
+    return _stored_bytes()
+
+
+@pytest.fixture
+def parquet_dir(tmp_path: Path) -> Path:
+    """Four Parquet files of 2,500 rows in row groups of 1,000: id, x, and a string with nulls."""
+    for index in range(4):
+        ids = list(range(index * 2500, (index + 1) * 2500))
+        table = pa.table(
+            {"id": ids, "x": [one / 2 for one in ids], "s": [None if one % 7 == 0 else f"s{one}" for one in ids]}
+        )
+        pq.write_table(table, tmp_path / f"part-{index}.parquet", row_group_size=1000)
+    return tmp_path
+
+
+async def collect(ds: aiodata.Dataset, column: str = "id", **options: Any) -> list[Any]:
+    """Iterate a dataset and return one column's values."""
+    values: list[Any] = []
+    async for batch in ds.aiter_batches(batch_format="pyarrow", **options):
+        values += batch[column].to_pylist()
+    return values
