@@ -13,7 +13,7 @@ import anyio.to_thread
 import pyarrow as pa
 import ray
 from ray import cloudpickle
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import RayError
 
 from aiodata.bundle import BlockRef, InlineBlock
 from aiodata.errors import AiodataError, OptionError, TaskError
@@ -23,13 +23,16 @@ from aiodata.plan.work import Work
 from aiodata.runtime.base import Task, TaskOutput, TaskState
 from aiodata.runtime.ray.compat import pair_stream, streaming_function, when_settled
 from aiodata.runtime.ray.start import ensure_ray
-from aiodata.runtime.ray.worker import PackedError, run_packed_work, unpack_error
+from aiodata.runtime.ray.worker import Goodbye, run_packed_work, unpack_error
 
 # A chain of transforms up to this size travels with each task; a larger one is stored once per run.
 _INLINE_CHAIN_BYTES = 64 * 1024
 
 # How long a cancelled task may take to stop of its own accord before its worker process is killed, in seconds.
 _FORCE_AFTER_S = 0.5
+
+# Outputs of one task that are read ahead of whoever pulls them.
+_MAX_HELD_OUTPUTS = 64
 
 _run_in_worker = streaming_function(run_packed_work)
 
@@ -113,7 +116,11 @@ class _RayStage:
 
 
 class RayTask:
-    """Pulls `(block, metadata)` pairs of a streaming task as they become ready."""
+    """Reads a task's `(block, metadata)` pairs as they become ready, whether or not anyone pulls them yet.
+
+    A worker whose pairs are not read pauses, and keeps its CPU; so they are read at once, and what is held here is
+    bounded by the task's allotment, or, where a single call of the user's yields without end, by `_MAX_HELD_OUTPUTS`.
+    """
 
     def __init__(self, name: str, generator: Any, ready: _ReadyQueue, on_ready: Callable[[Task], None]) -> None:
         """Start to listen for the first pair."""
@@ -123,38 +130,36 @@ class RayTask:
         self._pairs = pair_stream(generator)
         self._ready = ready
         self._on_ready = on_ready
+        self._outputs: deque[TaskOutput] = deque()
+        self._listening = False
+        self._ended = False
         self._cancelled = False
-        self._arm()
+        self._error: AiodataError | None = None
+        self._listen()
 
     def pull(self) -> list[TaskOutput]:
-        """Return all pairs that are ready; listens for the next one when there is none left."""
-        outputs: list[TaskOutput] = []
-        if self.state is TaskState.FINISHED:
-            return outputs
-        try:
-            while (pair := self._pairs.take()) is not None:
-                outputs.append(TaskOutput(*pair))
-        except EOFError:
+        """Return the outputs that were read; at the end, raise what ended the task."""
+        outputs = list(self._outputs)
+        self._outputs.clear()
+        if not outputs and self._ended:
             self.state = TaskState.FINISHED
-            return outputs
-        except RayError as error:
-            if outputs:
-                return outputs
-            self.state = TaskState.FINISHED
-            failure = _translate(error, self._name)
-            raise failure from failure.__cause__
-        if not outputs:
-            self._arm()
+            if self._error is not None:
+                raise self._error
+        self._read()
         return outputs
 
     def cancel(self) -> None:
-        """Ask Ray to stop the task; to drop its generator would not."""
-        if not self._cancelled:
-            self._cancelled = True
+        """Ask Ray to stop the task, unless it has said goodbye; to drop its generator would not stop it."""
+        self._cancelled = True
+        self._outputs.clear()
+        self._read()
+        if not self._ended:
             ray.cancel(self._generator)
 
     async def wait_stopped(self) -> None:
         """Wait until the task runs no more; a call that takes long loses its worker process."""
+        if self._ended:
+            return
         stopped = anyio.Event()
         ended = self._generator.completed()
         when_settled(ended, lambda: self._ready.call_soon(stopped.set))
@@ -164,19 +169,34 @@ class RayTask:
         ray.cancel(self._generator, force=True)
         await stopped.wait()
 
-    def _arm(self) -> None:
-        self._pairs.arm(lambda: self._ready.call_soon(self._tell))
+    def _listen(self) -> None:
+        self._listening = True
+        self._pairs.arm(lambda: self._ready.call_soon(self._on_pair))
 
-    def _tell(self) -> None:
-        self._on_ready(self)
+    def _on_pair(self) -> None:
+        self._listening = False
+        if not self._cancelled:
+            self._read()
+            self._on_ready(self)
 
-
-def _translate(error: RayError, name: str) -> AiodataError:
-    """Return the aiodata error inside a Ray error, or one that says what happened to the worker."""
-    packed = error.cause if isinstance(error, RayTaskError) else None
-    if isinstance(packed, PackedError):
-        return unpack_error(packed.packed)
-    reason = f"{type(error).__name__}: {error}"
-    failure = TaskError(name, "a Ray worker", None, reason)
-    failure.__cause__ = error
-    return failure
+    def _read(self) -> None:
+        """Read the pairs that are ready, then listen for the next one."""
+        if self._ended or self._listening:
+            return
+        try:
+            while len(self._outputs) < _MAX_HELD_OUTPUTS:
+                pair = self._pairs.take()
+                if pair is None:
+                    self._listen()
+                    return
+                if isinstance(pair[1], Goodbye):
+                    self._ended = True
+                    self._error = None if pair[1].error is None else unpack_error(pair[1].error)
+                    return
+                self._outputs.append(TaskOutput(*pair))
+        except EOFError:
+            self._ended = True
+        except RayError as error:
+            self._ended = True
+            self._error = TaskError(self._name, "a Ray worker", None, f"{type(error).__name__}: {error}")
+            self._error.__cause__ = error

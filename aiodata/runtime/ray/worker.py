@@ -4,40 +4,51 @@ from __future__ import annotations
 
 import traceback
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
 from ray import cloudpickle
 
-from aiodata.errors import AiodataError
+from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.work import OutputMetadata, Work, run_work
-
-
-class PackedError(Exception):
-    """Carries an aiodata error and its cause through Ray, which keeps only what pickles."""
-
-    def __init__(self, packed: bytes) -> None:
-        """Hold a packed `(error, cause)`."""
-        self.packed = packed
-        super().__init__(packed)
+from aiodata.runtime.ray.compat import GOODBYES
 
 
 class UnpicklableError(Exception):
     """Stands in for an exception that could not be sent; its text is the original's."""
 
 
-def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[pa.Table, OutputMetadata]]:
-    """Run work in a Ray worker; errors leave as `PackedError`."""
+@dataclass(frozen=True, slots=True)
+class Goodbye:
+    """What a task yields last, instead of metadata.
+
+    Attributes:
+        error: The packed error that ended the task, if one did.
+    """
+
+    error: bytes | None
+
+
+def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, OutputMetadata | Goodbye]]:
+    """Run work in a Ray worker; the last pairs say goodbye, with the error if there was one."""
     # Ray gives each task its own CPU, so Arrow's pool must not take the others'.
     pa.set_cpu_count(1)
+    goodbye = Goodbye(None)
     try:
         yield from run_work(work, cloudpickle.loads(chain), blocks)
-    except AiodataError as error:
-        raise PackedError(pack_error(error)) from None
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the task's outputs are read.
+        goodbye = Goodbye(pack_error(error))
+    for _ in range(GOODBYES):
+        yield None, goodbye
 
 
-def pack_error(error: AiodataError) -> bytes:
+def pack_error(error: BaseException) -> bytes:
     """Pickle an error with its cause, whose traceback becomes a note."""
+    if not isinstance(error, AiodataError):
+        failure = TaskError("a worker", "a task", None, f"{type(error).__name__}: {error}")
+        failure.__cause__ = error
+        error = failure
     cause = error.__cause__
     if cause is not None:
         cause.add_note("in a worker:\n" + "".join(traceback.format_exception(cause)).rstrip())

@@ -1,0 +1,131 @@
+"""Options are refused with their value and the remedy, before anything runs."""
+
+from __future__ import annotations
+
+import math
+import re
+from dataclasses import FrozenInstanceError
+from typing import Any
+
+import pyarrow as pa
+import pytest
+
+import aiodata
+from aiodata import ExecutionOptions, OptionError
+from aiodata.batching.consumer import BatchOptions
+from aiodata.options import at_least, read_environment
+
+BAD_EXECUTION = [
+    ("runtime", "gpu", "use one of ('auto', 'local', 'ray')"),
+    ("runtime", None, "use one of ('auto', 'local', 'ray')"),
+    ("num_cpus", 0, "must be an integer of at least 1 or None"),
+    ("num_cpus", 1.5, "must be an integer of at least 1 or None"),
+    ("num_cpus", True, "must be an integer of at least 1 or None"),
+    ("target_block_bytes", 0, "must be an integer of at least 1"),
+    ("target_block_bytes", None, "must be an integer of at least 1"),
+    ("target_block_bytes", "32MiB", "must be an integer of at least 1"),
+    ("task_max_retries", -1, "must be an integer of at least 0"),
+    ("task_max_retries", None, "must be an integer of at least 0"),
+    ("close_timeout_s", 0, "must be above 0 seconds"),
+    ("close_timeout_s", -1.0, "must be above 0 seconds"),
+    ("close_timeout_s", math.nan, "must be above 0 seconds"),
+    ("close_timeout_s", "5", "must be above 0 seconds"),
+    ("close_timeout_s", None, "must be above 0 seconds"),
+    ("preserve_order", "no", "True or False"),
+    ("preserve_order", None, "True or False"),
+]
+
+BAD_BATCHING = [
+    ("batch_size", 0, "must be an integer of at least 1 or None"),
+    ("batch_size", -5, "must be an integer of at least 1 or None"),
+    ("batch_size", 2.0, "must be an integer of at least 1 or None"),
+    ("batch_size", "all", "must be an integer of at least 1 or None"),
+    ("prefetch_batches", -1, "must be an integer of at least 0"),
+    ("prefetch_batches", None, "must be an integer of at least 0"),
+    ("batch_format", "csv", "use one of ('numpy', 'pyarrow', 'pandas', 'polars')"),
+    ("batch_format", None, "use one of ('numpy', 'pyarrow', 'pandas', 'polars')"),
+    ("drop_last", "no", "True or False"),
+]
+
+
+def refusal(name: str, value: object, remedy: str) -> str:
+    return f"{re.escape(f'{name}={value!r}')}.*{re.escape(remedy)}"
+
+
+@pytest.mark.parametrize(("name", "value", "remedy"), BAD_EXECUTION)
+def test_bad_execution_option_is_refused_with_value_and_remedy(name: str, value: Any, remedy: str) -> None:
+    with pytest.raises(OptionError, match=refusal(name, value, remedy)):
+        ExecutionOptions(**{name: value})
+    with pytest.raises(OptionError, match=refusal(name, value, remedy)):
+        aiodata.range(1).with_options(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "remedy"), BAD_BATCHING)
+def test_bad_batch_option_is_refused_with_value_and_remedy(name: str, value: Any, remedy: str) -> None:
+    with pytest.raises(OptionError, match=refusal(name, value, remedy)):
+        BatchOptions(**{name: value})
+    with pytest.raises(OptionError, match=refusal(name, value, remedy)):
+        aiodata.range(1).aiter_batches(**{name: value})
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda: aiodata.range(-1), "n=-1 must be an integer of at least 0"),
+        (lambda: aiodata.range(1.5), "n=1.5 must be an integer"),  # type: ignore[arg-type]
+        (lambda: aiodata.range(1, num_blocks=0), "num_blocks=0 must be an integer of at least 1 or None"),
+        (lambda: aiodata.from_arrow([]), "an empty table will do"),
+        (lambda: aiodata.read_parquet([]), "must name at least one file"),
+        (lambda: aiodata.read_parquet("x", filter="a > 1"), "must be a pyarrow.compute.Expression"),
+        (lambda: aiodata.range(1).limit(-1), "n=-1 must be an integer of at least 0"),
+        (lambda: aiodata.range(1).select_columns([]), "must name at least one column"),
+        (lambda: aiodata.range(1).filter(lambda row: True), "to filter by a function use map_batches"),
+        (lambda: aiodata.range(1).map_batches(1), "fn=1 must be a function"),  # type: ignore[arg-type]
+        (lambda: aiodata.range(1).map_batches(dict), "wrap it in one"),
+        (lambda: aiodata.range(1).map_batches(anext), "wrap it in one|must be a function"),
+        (lambda: aiodata.range(1).map_batches(as_coroutine), "plain function or a generator function"),
+        (lambda: aiodata.range(1).map_batches(as_async_generator), "plain function or a generator function"),
+        (lambda: aiodata.range(1).map_batches(dict.copy, batch_size=0), "batch_size=0 must be an integer"),
+        (lambda: aiodata.range(1).map_batches(dict.copy, batch_format="csv"), "batch_format='csv' is unknown"),
+    ],
+)
+def test_bad_argument_of_a_verb_is_refused_before_anything_runs(call: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        call()
+
+
+async def as_coroutine(batch: pa.Table) -> pa.Table:
+    return batch
+
+
+async def as_async_generator(batch: pa.Table) -> Any:
+    yield batch
+
+
+def test_unknown_option_is_refused_with_the_known_ones() -> None:
+    with pytest.raises(OptionError, match=r"unknown option 'cpus'; the options are runtime, preserve_order, num_cpus"):
+        aiodata.range(1).with_options(cpus=2)
+
+
+def test_override_changes_a_copy() -> None:
+    options = ExecutionOptions()
+    changed = options.override(num_cpus=3, close_timeout_s=0.5)
+    assert (changed.num_cpus, changed.close_timeout_s) == (3, 0.5)
+    assert options == ExecutionOptions()
+    with pytest.raises(FrozenInstanceError):
+        options.num_cpus = 1  # type: ignore[misc]
+
+
+@pytest.mark.parametrize("value", [2, 3, 10**12])
+def test_integers_from_the_minimum_on_are_accepted(value: int) -> None:
+    at_least("n", value, 2)
+    at_least("n", None, 2, optional=True)
+    with pytest.raises(OptionError, match="n=1 must be an integer of at least 2"):
+        at_least("n", 1, 2)
+
+
+def test_environment_counts_empty_variables_as_unset(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AIODATA_RUNTIME", "")
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    environment = read_environment()
+    assert (environment.runtime, environment.ray_address) == (None, "auto")

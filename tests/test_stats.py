@@ -1,0 +1,65 @@
+"""Statistics are frozen, and print all that they know."""
+
+from __future__ import annotations
+
+from dataclasses import FrozenInstanceError, replace
+
+import pytest
+
+from aiodata import IterationStats, OperatorStats
+
+OPERATOR = OperatorStats("read_parquet(flights)", 12, 34, 5_678_901, 3 << 20, 4.5678)
+STATS = IterationStats(
+    runtime="local",
+    rows=1_234_567,
+    batches=4_823,
+    bytes=1 << 20,
+    blocks=3,
+    first_batch_s=0.0123,
+    elapsed_s=9.8765,
+    closing_s=0.0021,
+    wait_s=1.111,
+    format_s=2.222,
+    user_s=3.333,
+    errors=(),
+    operators=(OPERATOR,),
+)
+
+
+def test_first_line_has_rows_batches_runtime_and_time() -> None:
+    assert str(STATS).splitlines()[0] == "1,234,567 rows in 4,823 batches on local, 9.877 s"
+
+
+@pytest.mark.parametrize(
+    "words", ["first batch 12.3 ms", "closing 2.1 ms", "waited 1.111 s", "formatted 2.222 s", "consumer's own 3.333 s"]
+)
+def test_table_says_where_the_time_went(words: str) -> None:
+    assert words in str(STATS)
+
+
+def test_each_operator_has_a_line_under_its_headings() -> None:
+    *_, headings, line = str(STATS).splitlines()
+    assert headings.split() == ["operator", "tasks", "blocks", "rows", "MiB", "worker", "s"]
+    assert line.split() == ["read_parquet(flights)", "12", "34", "5,678,901", "3.0", "4.568"]
+    assert len(line) == len(headings)
+
+
+def test_columns_stay_aligned_under_a_long_name() -> None:
+    *_, headings, line = str(replace(STATS, operators=(replace(OPERATOR, name="x" * 100),))).splitlines()
+    assert len(line) == len(headings)
+
+
+def test_stats_before_the_first_batch_say_so() -> None:
+    text = str(replace(STATS, runtime="", first_batch_s=None))
+    assert " on -, " in text
+    assert "first batch -," in text
+
+
+def test_skipped_blocks_are_listed() -> None:
+    lines = str(replace(STATS, errors=("jan.parquet: corrupt", "feb.parquet: corrupt"))).splitlines()
+    assert lines[-2:] == ["  skipped: jan.parquet: corrupt", "  skipped: feb.parquet: corrupt"]
+
+
+def test_snapshots_are_frozen() -> None:
+    with pytest.raises(FrozenInstanceError):
+        STATS.rows = 0  # type: ignore[misc]

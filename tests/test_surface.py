@@ -1,0 +1,74 @@
+"""What is public: a list that changes only on purpose, and is documented throughout."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterator
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+import aiodata
+
+PUBLIC = [
+    "AiodataError",
+    "BatchIterator",
+    "Batches",
+    "BusyError",
+    "ClosedError",
+    "Dataset",
+    "EpochError",
+    "ExecutionOptions",
+    "IterationStats",
+    "OperatorStats",
+    "OptionError",
+    "RuntimeUnavailableError",
+    "SourceError",
+    "TaskError",
+    "from_arrow",
+    "from_items",
+    "range",
+    "read_parquet",
+]
+
+
+def public_callables() -> Iterator[tuple[str, Any]]:
+    """Every public function and class, and the public methods and properties of the latter."""
+    for name in PUBLIC:
+        thing = getattr(aiodata, name)
+        yield name, thing
+        if not inspect.isclass(thing):
+            continue
+        for attribute, value in vars(thing).items():
+            if not attribute.startswith("_") and (callable(value) or isinstance(value, property)):
+                yield f"{name}.{attribute}", value
+
+
+def test_public_names_are_these() -> None:
+    assert sorted(PUBLIC) == PUBLIC
+    assert aiodata.__all__ == PUBLIC
+
+
+def test_no_other_name_looks_public() -> None:
+    names = [
+        name
+        for name, value in vars(aiodata).items()
+        if not name.startswith("_") and not isinstance(value, ModuleType)
+    ]
+    assert sorted(names) == PUBLIC
+
+
+@pytest.mark.parametrize(("name", "thing"), list(public_callables()))
+def test_public_callable_has_a_docstring(name: str, thing: Any) -> None:
+    first, *_ = (inspect.getdoc(thing) or "").splitlines() or [""]
+    assert first.endswith((".", ":", ";")), f"{name} needs a docstring whose first line is a sentence"
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_name_says_where_it_lives(name: str) -> None:
+    assert getattr(aiodata, name).__module__.startswith("aiodata.")
+
+
+def test_version_is_set() -> None:
+    assert aiodata.__version__.count(".") == 2
