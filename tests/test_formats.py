@@ -109,7 +109,7 @@ def test_fixed_size_lists_with_nulls_look_like_lists(values: list[Any]) -> None:
     np.testing.assert_array_equal(column[0], [1, 2])
 
 
-@pytest.mark.parametrize("dtype", ["u1", "i4", "f2", "f4", "f8"])
+@pytest.mark.parametrize("dtype", ["u1", "i4", "f2", "f4", "f8", "?"])
 @pytest.mark.parametrize("shape", [(4, 3), (4, 2, 3), (4, 1, 1, 2)], ids=str)
 def test_tensors_round_trip_through_a_block(dtype: str, shape: tuple[int, ...]) -> None:
     tensor = np.arange(np.prod(shape)).reshape(shape).astype(dtype)
@@ -117,7 +117,7 @@ def test_tensors_round_trip_through_a_block(dtype: str, shape: tuple[int, ...]) 
     for back, expected in ((column_to_numpy(array), tensor), (column_to_numpy(array.slice(1, 2)), tensor[1:3])):
         assert back.dtype == tensor.dtype
         np.testing.assert_array_equal(back, expected)
-        assert np.shares_memory(back, buffer_of(array))
+        assert dtype == "?" or np.shares_memory(back, buffer_of(array))
 
 
 def test_tensors_with_nulls_look_like_lists() -> None:
@@ -179,7 +179,9 @@ def test_format_knows_its_name(fmt: str) -> None:
 
 
 def test_unknown_format_is_refused_with_the_known_ones() -> None:
-    with pytest.raises(OptionError, match=r"batch_format='csv' is unknown; use one of .*numpy.*pyarrow.*pandas.*polars"):
+    with pytest.raises(
+        OptionError, match=r"batch_format='csv' is unknown; use one of .*numpy.*pyarrow.*pandas.*polars"
+    ):
         get_format("csv")
 
 

@@ -52,9 +52,7 @@ def test_public_names_are_these() -> None:
 
 def test_no_other_name_looks_public() -> None:
     names = [
-        name
-        for name, value in vars(aiodata).items()
-        if not name.startswith("_") and not isinstance(value, ModuleType)
+        name for name, value in vars(aiodata).items() if not name.startswith("_") and not isinstance(value, ModuleType)
     ]
     assert sorted(names) == PUBLIC
 

@@ -3,8 +3,6 @@
 What is private here, and what the public fallback costs:
 
 - `_num_objects_per_yield=2`: a block and its metadata in one report. Fallback: two yields.
-- `_generator_backpressure_num_objects`: a worker pauses until what it has yielded is read. Without it a task's end can
-  coincide with its cancellation, see `GOODBYES`.
 - `ObjectRefGenerator._get_next_ref_n` / `_consume_next_ref_n`: the references of the next outputs, before they exist.
   Fallback: `ray.wait` on the generator, then `next`.
 - `ObjectRef._on_ready`: a callback when a reference is settled, without fetching it. Fallback: a timer that looks
@@ -22,16 +20,6 @@ from ray.exceptions import GetTimeoutError, ObjectRefStreamEndOfStreamError
 
 # How often the public fallback looks whether something is ready, in seconds.
 _FALLBACK_INTERVAL_S = 0.005
-
-# References that a worker may be ahead of its reader: eight pairs.
-_MAX_UNREAD_REFS = 16
-
-# How many last pairs a task has to yield, so that it can not end before the first of them has been read.
-#
-# Ray 2.60 ends the whole driver process ("Tried to complete task that was not pending") when a task is cancelled while
-# its completion is being handled. A task that yields as many last pairs as may be unread waits at the last of them
-# until one has been read; so as long as its reader has not read the first one, it is safe to cancel.
-GOODBYES = _MAX_UNREAD_REFS // 2
 
 Callback = Callable[[], None]
 
@@ -55,12 +43,8 @@ def streaming_function(function: Callable[..., Iterator[tuple[Any, Any]]], *, us
     """Return `function`, a generator of pairs, as a Ray remote function whose pairs arrive together if possible."""
     if use_private:
         try:
-            return ray.remote(
-                num_returns="streaming",
-                _num_objects_per_yield=2,
-                _generator_backpressure_num_objects=_MAX_UNREAD_REFS,
-            )(function)
-        except ValueError:  # This Ray does not know one of the options.
+            return ray.remote(num_returns="streaming", _num_objects_per_yield=2)(function)
+        except ValueError:  # This Ray does not know the option.
             pass
 
     def one_by_one(*args: Any) -> Iterator[Any]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -30,9 +30,6 @@ _INLINE_CHAIN_BYTES = 64 * 1024
 
 # How long a cancelled task may take to stop of its own accord before its worker process is killed, in seconds.
 _FORCE_AFTER_S = 0.5
-
-# Outputs of one task that are read ahead of whoever pulls them.
-_MAX_HELD_OUTPUTS = 64
 
 _run_in_worker = streaming_function(run_packed_work)
 
@@ -106,59 +103,59 @@ class _ReadyQueue:
 class _RayStage:
     def __init__(self, name: str, chain: Any, max_retries: int, ready: _ReadyQueue) -> None:
         self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=max_retries)
-        self._name = name
         self._chain = chain
         self._ready = ready
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: Callable[[Task], None]) -> RayTask:
         generator = self._function.remote(self._chain, work, *refs)
-        return RayTask(self._name, generator, self._ready, on_ready)
+        return RayTask(generator, self._ready, on_ready)
 
 
 class RayTask:
-    """Reads a task's `(block, metadata)` pairs as they become ready, whether or not anyone pulls them yet.
+    """Reads a task's `(block, metadata)` pairs as they become ready, up to its goodbye."""
 
-    A worker whose pairs are not read pauses, and keeps its CPU; so they are read at once, and what is held here is
-    bounded by the task's allotment, or, where a single call of the user's yields without end, by `_MAX_HELD_OUTPUTS`.
-    """
-
-    def __init__(self, name: str, generator: Any, ready: _ReadyQueue, on_ready: Callable[[Task], None]) -> None:
+    def __init__(self, generator: Any, ready: _ReadyQueue, on_ready: Callable[[Task], None]) -> None:
         """Start to listen for the first pair."""
         self.state = TaskState.ACTIVE
-        self._name = name
         self._generator = generator
         self._pairs = pair_stream(generator)
         self._ready = ready
         self._on_ready = on_ready
-        self._outputs: deque[TaskOutput] = deque()
-        self._listening = False
-        self._ended = False
-        self._cancelled = False
-        self._error: AiodataError | None = None
         self._listen()
 
     def pull(self) -> list[TaskOutput]:
-        """Return the outputs that were read; at the end, raise what ended the task."""
-        outputs = list(self._outputs)
-        self._outputs.clear()
-        if not outputs and self._ended:
-            self.state = TaskState.FINISHED
-            if self._error is not None:
-                raise self._error
-        self._read()
+        """Return all pairs that are ready; if there is none, listen for the next one."""
+        outputs: list[TaskOutput] = []
+        while self.state is TaskState.ACTIVE:
+            try:
+                pair = self._pairs.take()
+            except (RayError, EOFError) as error:
+                self.state = TaskState.FINISHED
+                raise _lost(error) from error
+            if pair is None:
+                if not outputs:
+                    self._listen()
+                break
+            block, metadata = pair
+            if isinstance(metadata, Goodbye):
+                self.state = TaskState.FINISHED
+                if metadata.error is not None:
+                    raise unpack_error(metadata.error)
+                break
+            outputs.append(TaskOutput(block, metadata))
         return outputs
 
     def cancel(self) -> None:
         """Ask Ray to stop the task, unless it has said goodbye; to drop its generator would not stop it."""
-        self._cancelled = True
-        self._outputs.clear()
-        self._read()
-        if not self._ended:
+        with suppress(AiodataError):
+            while self.pull():
+                pass
+        if self.state is TaskState.ACTIVE:
             ray.cancel(self._generator)
 
     async def wait_stopped(self) -> None:
         """Wait until the task runs no more; a call that takes long loses its worker process."""
-        if self._ended:
+        if self.state is TaskState.FINISHED:
             return
         stopped = anyio.Event()
         ended = self._generator.completed()
@@ -170,33 +167,12 @@ class RayTask:
         await stopped.wait()
 
     def _listen(self) -> None:
-        self._listening = True
-        self._pairs.arm(lambda: self._ready.call_soon(self._on_pair))
+        self._pairs.arm(lambda: self._ready.call_soon(self._tell))
 
-    def _on_pair(self) -> None:
-        self._listening = False
-        if not self._cancelled:
-            self._read()
-            self._on_ready(self)
+    def _tell(self) -> None:
+        self._on_ready(self)
 
-    def _read(self) -> None:
-        """Read the pairs that are ready, then listen for the next one."""
-        if self._ended or self._listening:
-            return
-        try:
-            while len(self._outputs) < _MAX_HELD_OUTPUTS:
-                pair = self._pairs.take()
-                if pair is None:
-                    self._listen()
-                    return
-                if isinstance(pair[1], Goodbye):
-                    self._ended = True
-                    self._error = None if pair[1].error is None else unpack_error(pair[1].error)
-                    return
-                self._outputs.append(TaskOutput(*pair))
-        except EOFError:
-            self._ended = True
-        except RayError as error:
-            self._ended = True
-            self._error = TaskError(self._name, "a Ray worker", None, f"{type(error).__name__}: {error}")
-            self._error.__cause__ = error
+
+def _lost(error: Exception) -> TaskError:
+    """Return the error for a task whose worker did not get to say goodbye."""
+    return TaskError("a Ray task", "its worker", None, f"{type(error).__name__}: {error}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import traceback
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -12,11 +13,19 @@ from ray import cloudpickle
 
 from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.work import OutputMetadata, Work, run_work
-from aiodata.runtime.ray.compat import GOODBYES
 
 
 class UnpicklableError(Exception):
     """Stands in for an exception that could not be sent; its text is the original's."""
+
+
+# How long a task stays after its goodbye, in seconds.
+#
+# Ray 2.60 ends the whole driver process ("Tried to complete task that was not pending") when a task is cancelled at
+# the moment its completion is handled. So a task says goodbye some time before it completes, and whoever cancels it
+# looks for the goodbye first. Ray's own backpressure would give a true handshake, but a task that waits in it loses
+# one cancellation in ten, and each block costs the driver twice as much.
+_LINGER_S = 0.003
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +40,7 @@ class Goodbye:
 
 
 def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, OutputMetadata | Goodbye]]:
-    """Run work in a Ray worker; the last pairs say goodbye, with the error if there was one."""
+    """Run work in a Ray worker; the last pair says goodbye, with the error if there was one."""
     # Ray gives each task its own CPU, so Arrow's pool must not take the others'.
     pa.set_cpu_count(1)
     goodbye = Goodbye(None)
@@ -39,8 +48,8 @@ def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tup
         yield from run_work(work, cloudpickle.loads(chain), blocks)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the task's outputs are read.
         goodbye = Goodbye(pack_error(error))
-    for _ in range(GOODBYES):
-        yield None, goodbye
+    yield None, goodbye
+    time.sleep(_LINGER_S)
 
 
 def pack_error(error: BaseException) -> bytes:

@@ -1,0 +1,75 @@
+"""OutputOrder: nothing is lost, and if order is asked for, one job's bundles leave after those of the one before."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiodata.bundle import RefBundle
+from aiodata.execution.ordering import OutputOrder
+from tests.strategies import bundle_of, ids_of
+
+# One event per entry, the number of its job: a bundle, or the job's end where it occurs for the last time.
+EVENTS = st.lists(st.integers(0, 5), max_size=40).map(lambda jobs: [*jobs, *range(6)])
+
+
+def play(order: OutputOrder, events: list[int]) -> list[tuple[int, int]]:
+    """Return the bundles in the order of their leaving, as (job, index within the job)."""
+    left: list[RefBundle] = []
+    seen: dict[int, int] = dict.fromkeys(range(6), 0)
+    for place, job in enumerate(events):
+        if job in events[place + 1 :]:
+            left += order.add(job, bundle_of(job, seen[job]))
+            seen[job] += 1
+        else:
+            left += order.finish(job)
+    return [(ids_of(bundle)[0], ids_of(bundle)[1]) for bundle in left]
+
+
+def bundles_in(events: list[int]) -> list[tuple[int, int]]:
+    return [(job, index) for job in range(6) for index in range(events.count(job) - 1)]
+
+
+@settings(max_examples=100, deadline=None)
+@given(events=EVENTS)
+def test_preserved_order_is_that_of_the_jobs(events: list[int]) -> None:
+    order = OutputOrder(preserve=True)
+    assert play(order, events) == bundles_in(events)
+    assert order.head == 6
+
+
+@settings(max_examples=100, deadline=None)
+@given(events=EVENTS)
+def test_without_order_every_bundle_leaves_as_it_comes(events: list[int]) -> None:
+    left = play(OutputOrder(preserve=False), events)
+    assert sorted(left) == bundles_in(events)
+    arrivals = [job for place, job in enumerate(events) if job in events[place + 1 :]]
+    assert [job for job, _ in left] == arrivals
+
+
+def test_head_is_never_held() -> None:
+    order = OutputOrder(preserve=True)
+    first, second, third = (bundle_of(one) for one in range(3))
+    assert order.add(1, second) == []
+    assert order.add(0, first) == [first]
+    assert order.finish(0) == [second]
+    assert order.add(1, third) == [third]
+
+
+def test_job_without_bundles_holds_up_nobody() -> None:
+    order = OutputOrder(preserve=True)
+    bundle = bundle_of(1)
+    assert order.add(2, bundle) == []
+    assert order.finish(2) == []
+    assert order.finish(1) == []
+    assert order.finish(0) == [bundle]
+    assert order.head == 3
+
+
+@pytest.mark.parametrize(("preserve", "expected"), [(True, [True, False, False]), (False, [True, True, True])])
+def test_only_the_heads_rest_may_start_if_order_is_asked_for(preserve: bool, expected: list[bool]) -> None:
+    order = OutputOrder(preserve=preserve)
+    assert [order.may_continue(job) for job in range(3)] == expected
+    order.finish(0)
+    assert order.may_continue(1)

@@ -1,0 +1,68 @@
+"""Pacing: tasks of user code start short, then take about a second; others are sized by bytes alone."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from aiodata.bundle import BlockMetadata
+from aiodata.execution.pacing import Pacing
+from aiodata.plan.work import Cuts, OutputMetadata
+
+MIB = 1 << 20
+METADATA = BlockMetadata(1, 8, pa.schema([("id", pa.int64())]))
+
+
+def cuts_after(*outputs: tuple[int, float], calls_user_code: bool = True, target: int = 32 * MIB) -> Cuts:
+    """The cuts for the next task after outputs of so many calls and seconds."""
+    pacing = Pacing(target, calls_user_code=calls_user_code)
+    for calls, seconds in outputs:
+        pacing.observe(OutputMetadata(METADATA, calls, seconds))
+    return pacing.cuts()
+
+
+def test_first_tasks_of_user_code_are_short() -> None:
+    cuts = cuts_after()
+    assert (cuts.first_block_calls, cuts.calls_per_block, cuts.task_calls) == (1, 8, 8)
+
+
+@pytest.mark.parametrize(
+    ("per_call_s", "block_calls", "task_calls"), [(0.01, 10, 100), (0.05, 2, 20), (0.5, 1, 2), (30.0, 1, 1)]
+)
+def test_block_is_a_tenth_of_a_second_and_a_task_a_second_of_calls(
+    per_call_s: float, block_calls: int, task_calls: int
+) -> None:
+    cuts = cuts_after((8, 8 * per_call_s * 1.000001**-1))
+    assert (cuts.first_block_calls, cuts.calls_per_block) == (block_calls, block_calls)
+    assert cuts.task_calls == task_calls
+
+
+def test_speed_is_learnt_from_all_outputs() -> None:
+    assert cuts_after((1, 0.3), (3, 0.1)).task_calls == cuts_after((4, 0.4)).task_calls == 10
+
+
+def test_output_without_calls_teaches_nothing() -> None:
+    assert cuts_after((0, 0.0)) == cuts_after()
+
+
+def test_without_user_code_calls_bound_nothing() -> None:
+    cuts = cuts_after((0, 5.0), calls_user_code=False)
+    assert cuts.calls_per_block == cuts.task_calls == 1 << 20
+
+
+@pytest.mark.parametrize(("target", "first"), [(32 * MIB, MIB), (MIB // 2, MIB // 2)])
+def test_first_block_is_a_mebibyte_or_the_target(target: int, first: int) -> None:
+    cuts = cuts_after(target=target)
+    assert (cuts.first_block_bytes, cuts.target_block_bytes, cuts.task_bytes) == (first, target, 4 * target)
+
+
+@settings(max_examples=100, deadline=None)
+@given(
+    outputs=st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1e6)), max_size=5), target=st.integers(1, 1 << 30)
+)
+def test_cuts_always_let_a_task_get_on(outputs: list[tuple[int, float]], target: int) -> None:
+    cuts = cuts_after(*outputs, target=target)
+    assert 1 <= cuts.first_block_calls <= cuts.calls_per_block <= cuts.task_calls <= 1 << 20
+    assert 1 <= cuts.first_block_bytes <= cuts.target_block_bytes <= cuts.task_bytes

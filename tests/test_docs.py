@@ -1,0 +1,90 @@
+"""The examples work: every doctest, and every program in the README and the docs."""
+
+from __future__ import annotations
+
+import ast
+import doctest
+import importlib
+import pkgutil
+import re
+import runpy
+from importlib.util import find_spec
+from pathlib import Path
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import aiodata
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+class Example(NamedTuple):
+    """A block of Python on a page."""
+
+    label: str
+    code: str
+
+    @property
+    def is_program(self) -> bool:
+        return "asyncio.run(" in self.code or "aiodata.run(" in self.code
+
+
+def modules_with_examples() -> list[str]:
+    """Names of the package's modules that have doctests; the others are not imported."""
+    names = ["aiodata", *(module.name for module in pkgutil.walk_packages(aiodata.__path__, "aiodata."))]
+    specs = {name: find_spec(name) for name in names}
+    return [name for name, spec in specs.items() if spec and spec.origin and ">>> " in Path(spec.origin).read_text()]
+
+
+def examples() -> list[Example]:
+    return [
+        Example(f"{page.relative_to(ROOT)}:{text.count(chr(10), 0, match.start()) + 1}", match[1])
+        for page in PAGES
+        for text in [page.read_text()]
+        for match in PYTHON_BLOCK.finditer(text)
+    ]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An empty directory with the data set that `make demo` makes, of a few rows; work runs locally."""
+    flights = tmp_path / ".demo" / "flights"
+    flights.mkdir(parents=True)
+    rows = {
+        "origin": ["EWR", "JFK", "LGA"] * 10,
+        "distance": [200.0, 1000.0, 733.0] * 10,
+        "air_time": [40.0, None, 9.0] * 10,
+    }
+    pq.write_table(pa.table(rows), flights / "part-0.parquet")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("AIODATA_RUNTIME", "local")
+    return tmp_path
+
+
+def test_modules_with_examples_are_found() -> None:
+    assert {"aiodata.dataset", "aiodata.batcher", "aiodata.options"} <= set(modules_with_examples())
+
+
+@pytest.mark.parametrize("name", modules_with_examples())
+@pytest.mark.usefixtures("workplace")
+def test_doctests_of_a_module_pass(name: str) -> None:
+    results = doctest.testmod(importlib.import_module(name))
+    assert results.attempted > 0
+    assert results.failed == 0
+
+
+@pytest.mark.parametrize("example", [pytest.param(one, id=one.label) for one in examples() if one.is_program])
+def test_program_runs(example: Example, workplace: Path) -> None:
+    program = workplace / "program.py"
+    program.write_text(example.code)
+    runpy.run_path(str(program), run_name="__main__")
+
+
+@pytest.mark.parametrize("example", [pytest.param(one, id=one.label) for one in examples() if not one.is_program])
+def test_snippet_compiles(example: Example) -> None:
+    compile(example.code, example.label, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
