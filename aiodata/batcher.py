@@ -50,12 +50,12 @@ class Batcher:
         """Add a block."""
         if not block.num_rows:
             return
+        if not block.num_columns:
+            raise ValueError("a block has rows but no columns; select at least one column")
         if self._batch_size is None:
             self._blocks.append(block)
-        elif block.num_columns:
-            self._segments.extend(segment for segment in block.to_batches() if segment.num_rows)
         else:
-            raise ValueError("a block has rows but no columns; select at least one column")
+            self._segments.extend(segment for segment in block.to_batches() if segment.num_rows)
 
     def finish(self) -> bool:
         """Say that no block follows; return whether that is news."""

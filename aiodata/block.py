@@ -67,7 +67,7 @@ def concat_blocks(blocks: Sequence[pa.Table]) -> pa.Table:
     except pa.ArrowInvalid:
         pass
     try:
-        return pa.concat_tables(blocks, promote_options="default")
+        return pa.concat_tables(blocks, promote_options="permissive")
     except (pa.ArrowInvalid, pa.ArrowTypeError) as error:
         raise ValueError(f"blocks of one dataset have schemas that do not go together: {error}") from error
 
@@ -91,9 +91,23 @@ def _as_array(name: str, values: Any) -> pa.Array | pa.ChunkedArray:
     if not isinstance(values, np.ndarray) and hasattr(values, "__array__"):
         values = np.asarray(values)
     if isinstance(values, np.ndarray) and values.ndim > 1:
-        return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+        return _as_tensors(name, values)
     if isinstance(values, str | bytes) or not hasattr(values, "__len__") or getattr(values, "ndim", 1) == 0:
         raise TypeError(
             f"column {name!r} must be an array or a list with one value per row, not {type(values).__name__}"
         )
-    return pa.array(values)
+    try:
+        return pa.array(values)
+    except (pa.ArrowException, TypeError, ValueError) as error:
+        raise ValueError(f"column {name!r} can not be made an Arrow array: {error}") from error
+
+
+def _as_tensors(name: str, values: np.ndarray[Any, Any]) -> pa.Array:
+    """Make an Arrow array whose rows are tensors; there may be no rows, or no values in them."""
+    if values.size:
+        try:
+            return pa.FixedShapeTensorArray.from_numpy_ndarray(np.ascontiguousarray(values))
+        except (pa.ArrowException, TypeError, KeyError) as error:
+            raise TypeError(f"column {name!r}: tensors of {values.dtype} have no Arrow type: {error}") from error
+    kind = pa.fixed_shape_tensor(pa.from_numpy_dtype(values.dtype), values.shape[1:])
+    return pa.ExtensionArray.from_storage(kind, pa.array([[]] * len(values), kind.storage_type))

@@ -9,6 +9,7 @@ from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.fs as pafs
 
 from aiodata.batching.consumer import BatchOptions
 from aiodata.block import as_block, concat_blocks, from_rows
@@ -168,7 +169,7 @@ class Dataset:
         Example:
             >>> import asyncio, aiodata
             >>> async def main():
-            ...     async for batch in aiodata.range(5).aiter_batches(batch_size=2, drop_last=True):
+            ...     async for batch in aiodata.range(5, num_blocks=1).aiter_batches(batch_size=2, drop_last=True):
             ...         print(batch["id"])
             >>> asyncio.run(main())
             [0 1]
@@ -280,7 +281,8 @@ def read_parquet(
     given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
     if not given:
         raise OptionError("paths=[] must name at least one file, directory or glob")
-    names = tuple(_absolute(os.fspath(path)) if filesystem is None else os.fspath(path) for path in given)
+    is_local = filesystem is None or isinstance(filesystem, pafs.LocalFileSystem)
+    names = tuple(_absolute(os.fspath(path)) if is_local else os.fspath(path) for path in given)
     if filter is not None and not isinstance(filter, pc.Expression):
         raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
     source = ParquetSource(names, None if columns is None else tuple(columns), filter, filesystem)
@@ -292,7 +294,7 @@ def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - 
 
     Args:
         n: The number of rows.
-        num_blocks: The number of blocks; None: enough for the CPUs.
+        num_blocks: The number of blocks, each made by a task of its own; None: as suits the CPUs.
 
     Example:
         >>> import asyncio
@@ -312,7 +314,11 @@ def from_items(items: Sequence[Any]) -> Dataset:
         >>> asyncio.run(from_items(["a", "b"]).take())
         [{'item': 'a'}, {'item': 'b'}]
     """
-    return _dataset(TableSource("from_items", (from_rows(list(items)),)))
+    try:
+        block = from_rows(list(items))
+    except ValueError as error:
+        raise OptionError(f"items do not go together: {error}") from error
+    return _dataset(TableSource("from_items", (block,)))
 
 
 def from_arrow(obj: Any) -> Dataset:

@@ -12,6 +12,8 @@ AiodataError
 
 from __future__ import annotations
 
+from typing import Any
+
 
 class AiodataError(Exception):
     """Base of every error that aiodata raises on its own account."""
@@ -38,9 +40,9 @@ class TaskError(AiodataError):
         where = source if rows is None else f"{source}, rows {rows[0]}-{max(rows[0], rows[1] - 1)}"
         super().__init__(f"{operator} failed on {where}: {reason}")
 
-    def __reduce__(self) -> tuple[type[TaskError], tuple[str, str, tuple[int, int] | None, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from the arguments, so that the error can travel between processes."""
-        return (type(self), (self.operator, self.source, self.rows, self.reason))
+        return (type(self), (self.operator, self.source, self.rows, self.reason), self.__dict__)
 
 
 class SourceError(AiodataError):
@@ -56,9 +58,9 @@ class SourceError(AiodataError):
         self.reason = reason
         super().__init__(f"{path}: {reason}")
 
-    def __reduce__(self) -> tuple[type[SourceError], tuple[str, str]]:
+    def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from the arguments, so that the error can travel between processes."""
-        return (type(self), (self.path, self.reason))
+        return (type(self), (self.path, self.reason), self.__dict__)
 
 
 class EpochError(AiodataError):

@@ -47,7 +47,7 @@ class Format(Protocol):
         """Return the rows of `segment` in this format."""
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
-        """Return a range of converted rows, without copying."""
+        """Return a range of converted rows, without copying where the format allows."""
 
     def join(self, pieces: Sequence[Any]) -> Any:
         """Put converted pieces end to end."""
@@ -92,10 +92,8 @@ class _Numpy:
         return {name: column[start:stop] for name, column in rows.items()}
 
     def join(self, pieces: Sequence[Any]) -> Any:
-        first = pieces[0]
-        if any(piece.keys() != first.keys() for piece in pieces):
-            raise ValueError(f"blocks of one dataset have different columns: {sorted({*map(tuple, pieces)})}")
-        return {name: _join_columns(name, [piece[name] for piece in pieces]) for name in first}
+        names = dict.fromkeys(name for piece in pieces for name in piece)
+        return {name: _join_columns(name, _gather(name, pieces)) for name in names}
 
 
 class _Arrow:
@@ -129,7 +127,7 @@ class _Pandas:
         return segment.to_pandas(use_threads=False)
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
-        return rows.iloc[start:stop]
+        return rows.iloc[start:stop].reset_index(drop=True)
 
     def join(self, pieces: Sequence[Any]) -> Any:
         return self._pandas.concat(pieces, ignore_index=True)
@@ -151,22 +149,27 @@ class _Polars:
         return rows.slice(start, stop - start)
 
     def join(self, pieces: Sequence[Any]) -> Any:
-        return self._polars.concat(pieces, how="vertical_relaxed", rechunk=False)
+        try:
+            return self._polars.concat(pieces, how="diagonal_relaxed", rechunk=False)
+        except self._polars.exceptions.PolarsError as error:
+            raise ValueError(f"blocks of one dataset have schemas that do not go together: {error}") from error
 
 
 def column_to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
     """Convert one Arrow array by the rules at the top of this file; zero-copy where the layout allows."""
     kind = array.type
-    if isinstance(kind, pa.FixedShapeTensorType) and not array.null_count:
-        tensor: np.ndarray[Any, Any] = array.to_numpy_ndarray()
-        return tensor
+    shape: tuple[int, ...] = ()
     if isinstance(kind, pa.BaseExtensionType):
-        return column_to_numpy(array.storage)
-    if pa.types.is_fixed_size_list(kind) and _is_plain(kind.value_type) and not array.null_count:
-        values = array.flatten()
+        shape = tuple(kind.shape) if isinstance(kind, pa.FixedShapeTensorType) else ()
+        array, kind = array.storage, array.storage.type
+    if pa.types.is_fixed_size_list(kind) and _is_plain(kind) and not array.null_count:
+        values = array
+        sizes: tuple[int, ...] = ()
+        while pa.types.is_fixed_size_list(values.type) and not values.null_count:
+            sizes, values = (*sizes, values.type.list_size), values.flatten()
         if not values.null_count:
-            tensor = values.to_numpy(zero_copy_only=False).reshape(len(array), kind.list_size)
-            return tensor
+            tensors: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False)
+            return tensors.reshape(len(array), *(shape or sizes))
     column: np.ndarray[Any, Any] = array.to_numpy(zero_copy_only=False)
     return column
 
@@ -180,9 +183,37 @@ def _is_plain(kind: pa.DataType) -> bool:
     return bool(pa.types.is_primitive(kind) and not pa.types.is_decimal(kind))
 
 
+def _gather(name: str, pieces: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
+    """Return a column's parts; where a piece lacks it, nulls."""
+    present = [piece[name] for piece in pieces if name in piece]
+    if len(present) == len(pieces):
+        return present
+    rows = [len(next(iter(piece.values()))) for piece in pieces]
+    return [piece.get(name, _missing(num, present)) for piece, num in zip(pieces, rows, strict=True)]
+
+
 def _join_columns(name: str, columns: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    if len({column.ndim for column in columns}) > 1:
+        # Tensors are objects where some of them are null: then all of them have to be.
+        columns = [_as_objects(column) for column in columns]
     try:
         return np.concatenate(columns)
-    except ValueError as error:
-        shapes = [column.shape for column in columns]
-        raise ValueError(f"column {name!r} has different shapes in different blocks: {shapes}") from error
+    except (ValueError, TypeError) as error:
+        kinds = [f"{column.dtype}{list(column.shape[1:])}" for column in columns]
+        raise ValueError(f"column {name!r} has types that do not go together in different blocks: {kinds}") from error
+
+
+def _as_objects(column: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    objects = np.empty(len(column), dtype=object)
+    for index, value in enumerate(column):
+        objects[index] = value
+    return objects
+
+
+def _missing(num_rows: int, others: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    """Return a column of nulls as they look beside columns of these types."""
+    kind = np.result_type(*others) if all(other.dtype.kind in "iufmM" for other in others) else np.dtype(object)
+    if kind.kind in "iu":
+        kind = np.dtype(np.float64)
+    null = None if kind.kind == "O" else np.nan if kind.kind == "f" else np.array("NaT", dtype=kind)
+    return np.full((num_rows, *others[0].shape[1:]), null, dtype=kind)

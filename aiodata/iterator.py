@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from types import TracebackType
 from typing import Any, Self
 
@@ -16,9 +17,9 @@ class Batches:
     """The batches of a dataset; each `async for` over it is one full pass.
 
     Example:
-        >>> import aiodata
+        >>> import asyncio, aiodata
         >>> async def main():
-        ...     batches = aiodata.range(4).aiter_batches(batch_size=2)
+        ...     batches = aiodata.range(4, num_blocks=1).aiter_batches(batch_size=2)
         ...     async for batch in batches:
         ...         print(batch["id"])
         >>> asyncio.run(main())
@@ -31,7 +32,8 @@ class Batches:
         self._plan = plan
         self._execution = execution
         self._batching = batching
-        self._entered: list[BatchIterator] = []
+        # By task, since tasks may enter and leave in any order.
+        self._entered: dict[asyncio.Task[Any] | None, list[BatchIterator]] = {}
 
     def __aiter__(self) -> BatchIterator:
         """Return an iterator for one pass."""
@@ -40,12 +42,17 @@ class Batches:
     async def __aenter__(self) -> BatchIterator:
         """Return an iterator for one pass, which is closed when the `async with` is left."""
         iterator = aiter(self)
-        self._entered.append(iterator)
+        self._entered.setdefault(asyncio.current_task(), []).append(iterator)
         return iterator
 
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the iterator."""
-        await self._entered.pop().aclose()
+        task = asyncio.current_task()
+        entered = self._entered[task]
+        iterator = entered.pop()
+        if not entered:
+            del self._entered[task]
+        await iterator.aclose()
 
     def __repr__(self) -> str:
         """Show the options."""

@@ -48,8 +48,10 @@ class ExecutionOptions:
         at_least("num_cpus", self.num_cpus, 1, optional=True)
         at_least("target_block_bytes", self.target_block_bytes, 1)
         at_least("task_max_retries", self.task_max_retries, 0)
-        if not self.close_timeout_s > 0:
-            raise OptionError(f"close_timeout_s={self.close_timeout_s!r} must be above 0 seconds")
+        true_or_false("preserve_order", self.preserve_order)
+        timeout: object = self.close_timeout_s
+        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
+            raise OptionError(f"close_timeout_s={timeout!r} must be above 0 seconds")
 
     def override(self, **changes: Any) -> ExecutionOptions:
         """Return a copy with `changes`; an unknown name is an `OptionError` that lists the known ones."""
@@ -71,6 +73,12 @@ class Environment:
 def read_environment() -> Environment:
     """Read the environment variables that matter; the one place that does."""
     return Environment(os.environ.get("AIODATA_RUNTIME") or None, os.environ.get("RAY_ADDRESS") or None)
+
+
+def true_or_false(name: str, value: object) -> None:
+    """Raise `OptionError` unless `value` is True or False."""
+    if not isinstance(value, bool):
+        raise OptionError(f"{name}={value!r} must be True or False")
 
 
 def at_least(name: str, value: object, minimum: int, *, optional: bool = False) -> None:

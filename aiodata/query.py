@@ -25,18 +25,17 @@ async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
     schema = await anyio.to_thread.run_sync(source.schema)
     if schema is not None and not any(_changes_schema(step) for step in steps):
         return schema
-    executor = await _run(plan.then(Limit(1)), options, _ignore)
+    unlimited = Plan(plan.read, tuple(step for step in plan.steps if not isinstance(step, Limit)))
+    executor = await _run(unlimited.then(Limit(1)), options, _ignore)
     return executor.schema if executor.schema is not None else pa.schema([])
 
 
 async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
     """Return the number of a plan's rows: from its source where that knows, else by a run that fetches no block."""
     source, steps = push_down(plan)
-    counting = [step for step in steps if not (isinstance(step, Apply) and isinstance(step.transform, SelectColumns))]
-    if all(isinstance(step, Limit) for step in counting):
-        known = await anyio.to_thread.run_sync(source.count_rows)
-        if known is not None:
-            return min([known, *(step.num_rows for step in counting if isinstance(step, Limit))])
+    limits = [step.num_rows for step in steps if isinstance(step, Limit)]
+    if len(limits) == len(steps) and (known := await anyio.to_thread.run_sync(source.count_rows)) is not None:
+        return min([known, *limits])
     total = 0
 
     async def add(bundle: RefBundle) -> None:

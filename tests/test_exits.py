@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +26,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean")]
 CALL_S = 0.1
 NUM_CALLS = 600
 
-Exit = Callable[[aiodata.Dataset], Awaitable[None]]
+Exit = Callable[[aiodata.Dataset], Coroutine[Any, Any, None]]
 
 
 class CallLog:
@@ -63,9 +63,12 @@ async def leave_by_break(ds: aiodata.Dataset) -> None:
 
 
 async def leave_by_exception(ds: aiodata.Dataset) -> None:
-    with pytest.raises(ZeroDivisionError):
+    async def fail() -> None:
         async for _ in ds.aiter_batches(batch_size=10):
             raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        await fail()
 
 
 async def leave_by_aclose(ds: aiodata.Dataset) -> None:
@@ -104,10 +107,13 @@ async def leave_by_cancellation(ds: aiodata.Dataset) -> None:
 
 
 async def leave_by_timeout(ds: aiodata.Dataset) -> None:
-    with pytest.raises(TimeoutError):
+    async def consume() -> None:
         async with asyncio.timeout(3 * CALL_S):
             async for _ in ds.aiter_batches(batch_size=10):
                 pass
+
+    with pytest.raises(TimeoutError):
+        await consume()
 
 
 async def leave_by_timeout_around_next(ds: aiodata.Dataset) -> None:
@@ -205,7 +211,7 @@ async def test_call_that_outlasts_the_close_timeout_does_not_hold_up_closing(run
 def test_ending_the_loop_right_after_a_break_leaves_nothing(
     runtime: str, log: CallLog, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    asyncio.run(leave_by_break(slow(runtime, log)))  # type: ignore[arg-type]
+    asyncio.run(leave_by_break(slow(runtime, log)))
     num_calls = len(log.times())
     time.sleep(5 * CALL_S)
     assert len(log.times()) <= num_calls + 2

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
@@ -305,3 +306,14 @@ async def test_blocks_that_can_not_share_a_batch_end_the_iteration(runtime: str,
             await anext(batches)
     else:
         assert len(ids) == 100
+
+
+async def test_batch_that_can_not_be_joined_ends_the_iteration_and_skips_no_rows(runtime: str) -> None:
+    columns: list[list[Any]] = [[1, 2], ["a", "b"], ["c", "d", "e", "f"]]
+    ds = aiodata.from_arrow([pa.table({"x": values}) for values in columns]).with_options(runtime=runtime)
+    batches = aiter(ds.aiter_batches(batch_size=3, batch_format="pyarrow"))
+    with pytest.raises(aiodata.AiodataError, match="x"):
+        await anext(batches)
+    with pytest.raises(StopAsyncIteration):
+        await anext(batches)
+    await batches.aclose()

@@ -22,10 +22,10 @@ from aiodata.batching.window import FetchWindow
 from aiodata.bundle import RefBundle
 from aiodata.concurrency import Supervisor, Wakeup
 from aiodata.coordination import Coordinator
-from aiodata.errors import AiodataError, BusyError
+from aiodata.errors import AiodataError, BusyError, TaskError
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.formats import get_format
-from aiodata.options import ExecutionOptions, at_least
+from aiodata.options import ExecutionOptions, at_least, true_or_false
 from aiodata.plan.nodes import Plan
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
@@ -55,6 +55,7 @@ class BatchOptions:
         """
         at_least("batch_size", self.batch_size, 1, optional=True)
         at_least("prefetch_batches", self.prefetch_batches, 0)
+        true_or_false("drop_last", self.drop_last)
         get_format(self.batch_format)
 
 
@@ -86,7 +87,7 @@ class Consumer:
         self._blocks_in, self._blocks = anyio.create_memory_object_stream[pa.Table](_MAX_WAITING_BLOCKS)
         self._arrived = Wakeup()
         self._window = FetchWindow(self._blocks_in, (batching.batch_size or 1) * batching.prefetch_batches)
-        self._supervisor = Supervisor(self._run, name="aiodata run")
+        self._supervisor = Supervisor(self._run, name="aiodata run", on_end=self._on_run_end)
         self._loops: list[asyncio.AbstractEventLoop] = []
         self._executors: list[tuple[Runtime, StreamingExecutor]] = []
         # Until then, a batch that is ready is returned without a look at anything else.
@@ -103,7 +104,7 @@ class Consumer:
         now = perf_counter()
         if now >= self._fast_until:
             return None
-        batch = self._batcher.next()
+        batch = self._cut()
         if batch is not None:
             self._times.on_ready_batch(now)
         return batch
@@ -126,7 +127,7 @@ class Consumer:
             if self._phase is Phase.NEW:
                 self._start()
             await anyio.lowlevel.checkpoint()
-            while (batch := self._cut()) is None:
+            while (batch := self._cut_checked()) is None:
                 await self._refill()
             self._times.on_batch()
             return batch
@@ -149,9 +150,10 @@ class Consumer:
 
     def abandon(self) -> None:
         """Ask the loop to end the run; for a handle that is dropped, from any thread."""
-        if self._phase is not Phase.RUNNING:
-            return
+        was_running = self._phase is Phase.RUNNING
         self._close()
+        if not was_running:
+            return
         with suppress(RuntimeError):  # The loop is closed, and with it every task of the run.
             self._loops[0].call_soon_threadsafe(self._supervisor.cancel)
 
@@ -191,12 +193,21 @@ class Consumer:
         self._supervisor.start()
 
     def _cut(self) -> Any:
+        """Cut the next batch, if the blocks that are there suffice; one that can not be cut ends the pass."""
+        try:
+            return self._batcher.next()
+        except ValueError as error:
+            self._close()
+            self._supervisor.cancel()
+            raise TaskError("aiter_batches", "the blocks of a batch", None, str(error)) from error
+
+    def _cut_checked(self) -> Any:
         """Cut the next batch; raise what ended the run, as soon as it is known."""
         if self._phase is Phase.CLOSED:
             raise StopAsyncIteration
         if self._supervisor.error is not None:
             self._fail(self._supervisor.error)
-        return self._batcher.next()
+        return self._cut()
 
     async def _refill(self) -> None:
         """Take the next block into use, waiting for it.
@@ -213,7 +224,10 @@ class Consumer:
             except (anyio.EndOfStream, anyio.ClosedResourceError):
                 break
             self._window.take(block)
-            self._batcher.push(block)
+            try:
+                self._batcher.push(block)
+            except ValueError as error:
+                self._fail(TaskError("aiter_batches", "a block", None, str(error)))
             return
         await self._supervisor.wait()
         if self._supervisor.error is None and self._phase is Phase.RUNNING and self._batcher.finish():
@@ -240,22 +254,25 @@ class Consumer:
         self._fast_until = 0.0
         self._batcher = self._new_batcher()
         self._blocks.close()
+        if not self._loops:
+            self._blocks_in.close()
         self._arrived.set()
 
     async def _run(self) -> None:
         """Run the pass; the supervisor's task is where its task groups live."""
-        try:
-            async with choose_runtime(self._execution)() as runtime:
-                executor = StreamingExecutor(self._plan, runtime, self._execution)
-                self._executors.append((runtime, executor))
-                coordinator = Coordinator(executor.run)
-                async with anyio.create_task_group() as group:
-                    group.start_soon(coordinator.serve, 1)
-                    await self._fetch_epoch(coordinator, runtime)
-        finally:
-            self._blocks_in.close()
-            self._arrived.set()
-            self._fast_until = 0.0
+        async with choose_runtime(self._execution)() as runtime:
+            executor = StreamingExecutor(self._plan, runtime, self._execution)
+            self._executors.append((runtime, executor))
+            coordinator = Coordinator(executor.run)
+            async with anyio.create_task_group() as group:
+                group.start_soon(coordinator.serve, 1)
+                await self._fetch_epoch(coordinator, runtime)
+
+    def _on_run_end(self) -> None:
+        """Let a waiting consumer see that the run has ended."""
+        self._blocks_in.close()
+        self._arrived.set()
+        self._fast_until = 0.0
 
     async def _fetch_epoch(self, coordinator: Coordinator, runtime: Runtime) -> None:
         """Fetch what split 0, the only one, is given; tell the coordinator at the end, whatever the reason."""

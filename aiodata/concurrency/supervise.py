@@ -20,19 +20,24 @@ class Supervisor:
     Args:
         main: What to run. It must not hold the handle whose dropping should end it.
         name: The task's name.
+        on_end: Called when the task has ended, whatever the reason.
 
     Example:
         >>> async def main():
-        ...     supervisor = Supervisor(anyio.sleep_forever, name="sleeper")
+        ...     supervisor = Supervisor(anyio.sleep_forever, name="sleeper", on_end=lambda: print("ended"))
         ...     supervisor.start()
         ...     supervisor.cancel()
         ...     await supervisor.wait()
         ...     return supervisor.error
         >>> anyio.run(main)
+        ended
     """
 
-    def __init__(self, main: Callable[[], Awaitable[None]], *, name: str) -> None:
+    def __init__(
+        self, main: Callable[[], Awaitable[None]], *, name: str, on_end: Callable[[], None] = lambda: None
+    ) -> None:
         """Prepare; nothing runs before `start`."""
+        self._on_end = on_end
         self._main = main
         self._name = name
         self._scope = anyio.CancelScope()
@@ -47,7 +52,8 @@ class Supervisor:
 
     def start(self) -> None:
         """Start the task in the running loop."""
-        _ = self._tasks.create(self._run(), name=self._name)
+        # A task that is cancelled before its first step never enters its coroutine: only the callback sees every end.
+        self._tasks.create(self._run(), name=self._name).add_done_callback(self._note_end)
 
     def cancel(self) -> None:
         """Ask the task to end; returns at once."""
@@ -63,8 +69,10 @@ class Supervisor:
                 await self._main()
         except Exception as error:  # noqa: BLE001 - kept for whoever asks.
             self.error = unwrap(error)
-        finally:
-            self._ended.set()
+
+    def _note_end(self, _: object) -> None:
+        self._ended.set()
+        self._on_end()
 
 
 def unwrap(error: Exception) -> Exception:

@@ -17,7 +17,7 @@ _SETS_WITH_TASKS: set[TaskSet] = set()
 
 
 class TaskSet:
-    """Creates tasks and holds each one until it is done; an exception that nobody handles reaches the loop's handler.
+    """Creates tasks and holds each one until it is done; a task's exception reaches the loop's exception handler.
 
     Example:
         >>> async def main():

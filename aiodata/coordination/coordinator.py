@@ -63,14 +63,19 @@ class Coordinator:
         for epoch in range(num_epochs):
             while self._state.phase is EpochPhase.GATHERING:
                 await self._changed.wait()
-            with anyio.CancelScope() as self._scope:
-                await self._run_epoch()
+            if self._state.phase is EpochPhase.RUNNING:
+                with anyio.CancelScope() as self._scope:
+                    await self._run_epoch()
             while self._state.phase is not EpochPhase.ENDED:
                 await self._changed.wait()
             self._state = EpochState(epoch + 1, self._num_splits)
+            for answered in self._answered:
+                answered.set()
 
     async def start_epoch(self, split_index: int) -> int:
-        """Arrive at the next epoch; return its number. It starts when every split has arrived."""
+        """Arrive at an epoch that the split has not finished; return its number. It starts when all have arrived."""
+        while self._state.has_finished(split_index):
+            await self._answered[split_index].wait()
         self._state.arrive(split_index)
         self._changed.set()
         return self._state.epoch

@@ -100,6 +100,10 @@ class EpochState:
         if split_index in self._asking:
             self._asking.remove(split_index)
 
+    def has_finished(self, split_index: int) -> bool:
+        """Whether a split has said that it wants no more."""
+        return split_index in self._finished
+
     def is_at_end(self, split_index: int) -> bool:
         """Whether a split gets nothing more."""
         return self._exhausted or split_index in self._finished

@@ -11,18 +11,27 @@ class OutputOrder:
     """Releases bundles as they come, or, if order is to be preserved, those of one job after those of the one before.
 
     Jobs are numbered in the order of their input. The rest of a job that stopped early has the job's number.
+
+    Args:
+        preserve: Whether to preserve the order.
+        max_jobs_ahead: How many jobs, the head included, may be under way if so.
     """
 
-    def __init__(self, *, preserve: bool) -> None:
+    def __init__(self, *, preserve: bool, max_jobs_ahead: int) -> None:
         """Expect job 0 first."""
         self._preserve = preserve
+        self._max_jobs_ahead = max_jobs_ahead
         self._held: defaultdict[int, list[RefBundle]] = defaultdict(list)
         self._finished: set[int] = set()
         self.head = 0
 
-    def may_continue(self, job: int) -> bool:
-        """Whether the rest of a job may start: only the head's, so that what is held stays bounded."""
-        return not self._preserve or job == self.head
+    def may_start(self, job: int, *, is_rest: bool) -> bool:
+        """Whether a job may start: not too far ahead of the head, and a rest only at the head.
+
+        So what is held back for the head is bounded.
+        """
+        ahead = job - self.head
+        return not self._preserve or (ahead == 0 if is_rest else ahead < self._max_jobs_ahead)
 
     def add(self, job: int, bundle: RefBundle) -> list[RefBundle]:
         """Take a bundle of a job; return the bundles that may leave now."""

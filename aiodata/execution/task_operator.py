@@ -80,7 +80,7 @@ class TaskOperator:
         self._pacing = Pacing(
             options.target_block_bytes, calls_user_code=any(transform.calls_user_code for transform in chain)
         )
-        self._order = OutputOrder(preserve=options.preserve_order)
+        self._order = OutputOrder(preserve=options.preserve_order, max_jobs_ahead=self._max_tasks)
         self._jobs: deque[Job] = deque()
         self._jobs_complete = False
         self._running: dict[Task, Job] = {}
@@ -150,7 +150,7 @@ class TaskOperator:
 
     def _next_job(self) -> Job | None:
         for index, job in enumerate(self._jobs):
-            if not job.is_rest or self._order.may_continue(job.number):
+            if self._order.may_start(job.number, is_rest=job.is_rest):
                 del self._jobs[index]
                 return job
         return None

@@ -28,6 +28,10 @@ class Origin:
         first = self.rows[0] + start
         return Origin(self.source, (first, first + num_rows))
 
+    def without_rows(self) -> Origin:
+        """Return the source alone: its rows can not be told from those of the output any more."""
+        return Origin(self.source, None)
+
     def to(self, last: Origin) -> Origin:
         """Return the origin that stretches from this one to `last`."""
         if self.source != last.source:

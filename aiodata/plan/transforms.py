@@ -6,6 +6,7 @@ an error can name the rows that it is about.
 
 from __future__ import annotations
 
+import asyncio
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -22,6 +23,8 @@ from aiodata.formats import get_format
 from aiodata.plan.pieces import Origin
 
 Rows = tuple[pa.Table, Origin]
+
+_END = object()
 
 
 @dataclass(slots=True)
@@ -74,25 +77,23 @@ class MapBatches:
 
     def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
         """Cut the rows into batches, call the function with each, and yield what it returns or yields."""
-        for batch, origin in self._batches(rows):
+        for batch, num_rows, origin in self._batches(rows):
             meter.call()
             with blame(self.name, origin):
                 result = self.fn(batch, *self.args, **self.kwargs)
-                outputs = iter(result) if isgenerator(result) else None
-                table = as_block(result) if outputs is None else None
-            if outputs is None:
-                yield table, origin
-                continue
+                yields_many = isgenerator(result)
+                outputs = result if yields_many else iter([result])
             while True:
                 meter.checkpoint()
                 with blame(self.name, origin):
-                    try:
-                        table = as_block(next(outputs))
-                    except StopIteration:
+                    output = next(outputs, _END)
+                    if output is _END:
                         break
-                yield table, origin
+                    table = as_block(output)
+                is_row_by_row = not yields_many and table.num_rows == num_rows
+                yield table, origin if is_row_by_row else origin.without_rows()
 
-    def _batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Any, Origin]]:
+    def _batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Any, int, Origin]]:
         batcher = Batcher(get_format(self.batch_format), self.batch_size)
         origins: deque[tuple[int, Origin]] = deque()
         for table, origin in rows:
@@ -105,14 +106,15 @@ class MapBatches:
         batcher.finish()
         yield from self._ready(batcher, origins)
 
-    def _ready(self, batcher: Batcher, origins: deque[tuple[int, Origin]]) -> Iterator[tuple[Any, Origin]]:
+    def _ready(self, batcher: Batcher, origins: deque[tuple[int, Origin]]) -> Iterator[tuple[Any, int, Origin]]:
         while origins:
+            before = batcher.rows
             with blame(self.name, origins[0][1]):
                 batch = batcher.next()
             if batch is None:
                 return
-            size = self.batch_size if self.batch_size is not None else origins[0][0]
-            yield batch, _take_origin(origins, size)
+            num_rows = batcher.rows - before
+            yield batch, num_rows, _take_origin(origins, num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -154,7 +156,7 @@ class FilterRows:
         for table, origin in rows:
             with blame(self.name, origin):
                 kept = table.filter(self.expression)
-            yield kept, origin
+            yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,11 +190,17 @@ def blame(operator: str, origin: Origin) -> Iterator[None]:
         yield
     except AiodataError:
         raise
-    except StopIteration as error:
-        raise TaskError(operator, origin.source, origin.rows, "the function raised StopIteration") from error
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise TaskError(operator, origin.source, origin.rows, reason) from error
+    # From a user's function these are errors like any other: they must not pass for the end of the data.
+    except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:
+        raise TaskError(operator, origin.source, origin.rows, describe(error)) from error
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and text, even where it has no text to give."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a __str__ of the user's may do anything.
+        return type(error).__name__
 
 
 def _take_origin(origins: deque[tuple[int, Origin]], num_rows: int) -> Origin:

@@ -17,8 +17,8 @@ import pyarrow as pa
 
 from aiodata.block import concat_blocks
 from aiodata.bundle import BlockMetadata
-from aiodata.plan.pieces import Piece
-from aiodata.plan.transforms import Meter, Rows, Transform
+from aiodata.plan.pieces import Origin, Piece
+from aiodata.plan.transforms import Meter, Rows, Transform, blame
 
 # Below this many rows per chunk a block of many chunks is copied into one: its consumer pays per chunk.
 _SMALL_CHUNK_ROWS = 4096
@@ -111,7 +111,8 @@ def run_work(
         rows = transform.apply(rows, meter)
     started = time.perf_counter()
     calls = 0
-    for table, source in _cut(rows, work.cuts, feed, meter):
+    name = chain[-1].name if chain else "read"
+    for table, source in _cut(rows, work.cuts, feed, meter, name):
         block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
         metadata = OutputMetadata(block, meter.calls - calls, time.perf_counter() - started, feed.rest)
         calls = meter.calls
@@ -163,7 +164,7 @@ def _slice_rows(cuts: Cuts, chain: Sequence[Transform]) -> int | None:
     return None
 
 
-def _cut(rows: Iterator[Rows], cuts: Cuts, feed: _Feed, meter: Meter) -> Iterator[tuple[pa.Table, str]]:
+def _cut(rows: Iterator[Rows], cuts: Cuts, feed: _Feed, meter: Meter, name: str) -> Iterator[tuple[pa.Table, str]]:
     """Gather rows into blocks that grow from the first size to the target."""
     size = cuts.first_block_bytes
     calls_limit, calls = cuts.first_block_calls, 0
@@ -184,18 +185,19 @@ def _cut(rows: Iterator[Rows], cuts: Cuts, feed: _Feed, meter: Meter) -> Iterato
         size = min(size * cuts.growth, cuts.target_block_bytes)
         feed.chunk_bytes = size
         calls_limit, calls = min(calls_limit * 2, cuts.calls_per_block), meter.calls
-        for block in _split(_gather(tables), num_bytes, cuts.target_block_bytes):
+        for block in _split(_gather(tables, name, source), num_bytes, cuts.target_block_bytes):
             yield block, source
             num_blocks += 1
         tables, num_bytes = [], 0
     if tables:
-        yield _gather(tables), source
-    elif feed.rest is not None or (not num_blocks and empty is not None):
+        yield _gather(tables, name, source), source
+    elif feed.rest is not None or not num_blocks:
         yield empty if empty is not None else pa.table({}), source
 
 
-def _gather(tables: list[pa.Table]) -> pa.Table:
-    block = concat_blocks(tables)
+def _gather(tables: list[pa.Table], name: str, source: str) -> pa.Table:
+    with blame(name, Origin(source, None)):
+        block = concat_blocks(tables)
     if block.num_columns and len(tables) > 1 and block.num_rows < len(tables) * _SMALL_CHUNK_ROWS:
         return block.combine_chunks()
     return block

@@ -10,11 +10,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from aiodata.errors import SourceError
 from aiodata.plan.nodes import Source
 from aiodata.plan.pieces import Chunk, Origin, Piece
 
 # Rows per block of a range, where its number of blocks is not asked for: a MiB of int64.
 _RANGE_BLOCK_ROWS = 1 << 17
+
+# The weight of a piece that is to have a task of its own.
+_OWN_TASK_BYTES = 1 << 40
 
 _RANGE_SCHEMA = pa.schema([("id", pa.int64())])
 
@@ -25,11 +29,7 @@ class RangePiece:
 
     start: int
     stop: int
-
-    @property
-    def weight(self) -> int:
-        """Eight bytes a row."""
-        return 8 * (self.stop - self.start)
+    weight: int
 
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it stands for no block."""
@@ -67,7 +67,9 @@ class RangeSource:
         enough = max(num_tasks, -(-self.num_rows // _RANGE_BLOCK_ROWS))
         count = max(1, min(self.num_blocks or enough, self.num_rows))
         bounds = [self.num_rows * index // count for index in range(count + 1)]
-        return [RangePiece(start, stop) for start, stop in pairwise(bounds)]
+        # A piece that fills a task is a block of its own; where blocks were not asked for, tasks may take several.
+        piece_bytes = _OWN_TASK_BYTES if self.num_blocks else 8 * self.num_rows // count
+        return [RangePiece(start, stop, piece_bytes) for start, stop in pairwise(bounds)]
 
     def blocks(self) -> Sequence[pa.Table] | None:
         """Return None: rows are made in tasks."""
@@ -107,7 +109,10 @@ class TableSource:
 
     def schema(self) -> pa.Schema | None:
         """Return the tables' schema."""
-        return pa.unify_schemas([table.schema for table in self.tables], promote_options="default")
+        try:
+            return pa.unify_schemas([table.schema for table in self.tables], promote_options="permissive")
+        except pa.ArrowException as error:
+            raise SourceError(self.name, f"its tables have schemas that do not go together: {error}") from error
 
     def count_rows(self) -> int | None:
         """Return the rows of all tables."""

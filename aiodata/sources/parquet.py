@@ -57,7 +57,8 @@ class ParquetPiece:
         with blame_file(self.path), self.filesystem.open_input_file(self.path) as handle:
             file = pq.ParquetFile(handle)
             read_group = self._read_whole_group if self.filter is None else self._read_filtered_group
-            names = self._check_columns(file)
+            check_columns(self.path, self.columns, file.schema_arrow.names)
+            names = None if self.columns is None else list(self.columns)
             first = max(unit, self.first)
             stop = file.num_row_groups if self.stop is None else self.stop
             if first >= stop:
@@ -93,14 +94,6 @@ class ParquetPiece:
         columns = None if self.columns is None else list(self.columns)
         table = fragment.to_table(columns=columns, filter=self.filter, use_threads=False).slice(row)
         yield Chunk(group, row, table, Origin(f"{self.path}, row group {group}", None))
-
-    def _check_columns(self, file: pq.ParquetFile) -> list[str] | None:
-        if self.columns is None:
-            return None
-        known = file.schema_arrow.names
-        if missing := [name for name in self.columns if name not in known]:
-            raise SourceError(self.path, f"has no column {', '.join(map(repr, missing))}; its columns are {known}")
-        return list(self.columns)
 
     def _empty(self, file: pq.ParquetFile, names: list[str] | None) -> pa.Table:
         table = file.schema_arrow.empty_table()
@@ -156,12 +149,8 @@ class ParquetSource:
         filesystem, info = self._files()[0]
         with blame_file(info.path), filesystem.open_input_file(info.path) as handle:
             schema = pq.read_schema(handle).remove_metadata()
-        if self.columns is None:
-            return schema
-        if missing := [name for name in self.columns if name not in schema.names]:
-            known = schema.names
-            raise SourceError(info.path, f"has no column {', '.join(map(repr, missing))}; its columns are {known}")
-        return pa.schema([schema.field(name) for name in self.columns])
+        check_columns(info.path, self.columns, schema.names)
+        return schema if self.columns is None else pa.schema([schema.field(name) for name in self.columns])
 
     def count_rows(self) -> int | None:
         """Return the sum of the files' row counts, unless there is a filter."""
@@ -170,7 +159,9 @@ class ParquetSource:
         total = 0
         for filesystem, info in self._files():
             with blame_file(info.path), filesystem.open_input_file(info.path) as handle:
-                total += pq.read_metadata(handle).num_rows
+                metadata = pq.read_metadata(handle)
+            check_columns(info.path, self.columns, metadata.schema.to_arrow_schema().names)
+            total += metadata.num_rows
         return total
 
     def _files(self) -> list[tuple[pafs.FileSystem, pafs.FileInfo]]:
@@ -191,16 +182,22 @@ def find_files(path: str, filesystem: pafs.FileSystem | None) -> list[tuple[pafs
             filesystem, inner = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
         else:
             inner = path
-        if any(character in inner for character in _GLOB_CHARACTERS):
+        info = filesystem.get_file_info(inner)
+        if info.type == pafs.FileType.NotFound:
+            if not any(character in inner for character in _GLOB_CHARACTERS):
+                raise SourceError(path, "no such file or directory")
             found = _match_glob(filesystem, inner)
         else:
-            info = filesystem.get_file_info(inner)
-            if info.type == pafs.FileType.NotFound:
-                raise SourceError(path, "no such file or directory")
             found = [info] if info.type == pafs.FileType.File else _list_directory(filesystem, inner)
     if not found:
         raise SourceError(path, "no Parquet file is there")
     return [(filesystem, info) for info in sorted(found, key=lambda info: str(info.path))]
+
+
+def check_columns(path: str, wanted: Sequence[str] | None, known: Sequence[str]) -> None:
+    """Raise a `SourceError` that names the columns that a file lacks."""
+    if missing := [name for name in wanted or () if name not in known]:
+        raise SourceError(path, f"has no column {', '.join(map(repr, missing))}; its columns are {list(known)}")
 
 
 @contextmanager
@@ -231,9 +228,7 @@ def _match_glob(filesystem: pafs.FileSystem, pattern: str) -> list[pafs.FileInfo
     return [
         info
         for info in infos
-        if info.is_file
-        and not _is_hidden(info.path, base)
-        and _matches(posixpath.relpath(info.path, base).split("/"), wanted)
+        if info.is_file and not _is_hidden(info.path, base) and _matches(_below(info.path, base), wanted)
     ]
 
 
@@ -246,7 +241,12 @@ def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
 
 
 def _is_hidden(path: str, base: str) -> bool:
-    return any(part.startswith(_HIDDEN) for part in posixpath.relpath(path, base).split("/") if part != "..")
+    return any(part.startswith(_HIDDEN) for part in _below(path, base))
+
+
+def _below(path: str, base: str) -> list[str]:
+    """Return the names that lead from a directory to a path in it; some file systems list without leading slashes."""
+    return posixpath.relpath("/" + path.lstrip("/"), "/" + base.removeprefix("./").lstrip("/")).split("/")
 
 
 def _divide_file(piece: ParquetPiece, num_parts: int) -> list[ParquetPiece]:

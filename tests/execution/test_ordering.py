@@ -34,7 +34,7 @@ def bundles_in(events: list[int]) -> list[tuple[int, int]]:
 @settings(max_examples=100, deadline=None)
 @given(events=EVENTS)
 def test_preserved_order_is_that_of_the_jobs(events: list[int]) -> None:
-    order = OutputOrder(preserve=True)
+    order = OutputOrder(preserve=True, max_jobs_ahead=4)
     assert play(order, events) == bundles_in(events)
     assert order.head == 6
 
@@ -42,14 +42,14 @@ def test_preserved_order_is_that_of_the_jobs(events: list[int]) -> None:
 @settings(max_examples=100, deadline=None)
 @given(events=EVENTS)
 def test_without_order_every_bundle_leaves_as_it_comes(events: list[int]) -> None:
-    left = play(OutputOrder(preserve=False), events)
+    left = play(OutputOrder(preserve=False, max_jobs_ahead=4), events)
     assert sorted(left) == bundles_in(events)
     arrivals = [job for place, job in enumerate(events) if job in events[place + 1 :]]
     assert [job for job, _ in left] == arrivals
 
 
 def test_head_is_never_held() -> None:
-    order = OutputOrder(preserve=True)
+    order = OutputOrder(preserve=True, max_jobs_ahead=4)
     first, second, third = (bundle_of(one) for one in range(3))
     assert order.add(1, second) == []
     assert order.add(0, first) == [first]
@@ -58,7 +58,7 @@ def test_head_is_never_held() -> None:
 
 
 def test_job_without_bundles_holds_up_nobody() -> None:
-    order = OutputOrder(preserve=True)
+    order = OutputOrder(preserve=True, max_jobs_ahead=4)
     bundle = bundle_of(1)
     assert order.add(2, bundle) == []
     assert order.finish(2) == []
@@ -69,7 +69,13 @@ def test_job_without_bundles_holds_up_nobody() -> None:
 
 @pytest.mark.parametrize(("preserve", "expected"), [(True, [True, False, False]), (False, [True, True, True])])
 def test_only_the_heads_rest_may_start_if_order_is_asked_for(preserve: bool, expected: list[bool]) -> None:
-    order = OutputOrder(preserve=preserve)
-    assert [order.may_continue(job) for job in range(3)] == expected
+    order = OutputOrder(preserve=preserve, max_jobs_ahead=4)
+    assert [order.may_start(job, is_rest=True) for job in range(3)] == expected
     order.finish(0)
-    assert order.may_continue(1)
+    assert order.may_start(1, is_rest=True)
+
+
+@pytest.mark.parametrize(("preserve", "expected"), [(True, [True, True, False]), (False, [True, True, True])])
+def test_jobs_far_ahead_of_the_head_wait_if_order_is_asked_for(preserve: bool, expected: list[bool]) -> None:
+    order = OutputOrder(preserve=preserve, max_jobs_ahead=2)
+    assert [order.may_start(job, is_rest=False) for job in range(3)] == expected

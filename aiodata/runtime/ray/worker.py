@@ -12,6 +12,7 @@ import pyarrow as pa
 from ray import cloudpickle
 
 from aiodata.errors import AiodataError, TaskError
+from aiodata.plan.transforms import describe
 from aiodata.plan.work import OutputMetadata, Work, run_work
 
 
@@ -55,7 +56,7 @@ def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tup
 def pack_error(error: BaseException) -> bytes:
     """Pickle an error with its cause, whose traceback becomes a note."""
     if not isinstance(error, AiodataError):
-        failure = TaskError("a worker", "a task", None, f"{type(error).__name__}: {error}")
+        failure = TaskError("a worker", "a task", None, describe(error))
         failure.__cause__ = error
         error = failure
     cause = error.__cause__
@@ -65,7 +66,7 @@ def pack_error(error: BaseException) -> bytes:
         packed: bytes = cloudpickle.dumps((error, cause))
         cloudpickle.loads(packed)
     except Exception:  # noqa: BLE001 - whatever a user's exception does when pickled, its text gets through.
-        stand_in = UnpicklableError(f"{type(cause).__name__}: {cause}")
+        stand_in = UnpicklableError("" if cause is None else describe(cause))
         for note in getattr(cause, "__notes__", []):
             stand_in.add_note(note)
         packed = cloudpickle.dumps((error, stand_in))
