@@ -147,7 +147,7 @@ def test_tensors_with_and_without_nulls_join(fmt: str) -> None:
 @pytest.mark.parametrize("fmt", ["pyarrow", "polars"])
 def test_types_that_do_not_go_together_are_a_value_error_that_says_so(fmt: str) -> None:
     blocks = [pa.table({"x": [1]}), pa.table({"x": pa.array([[1, 2]], pa.list_(pa.int64(), 2))})]
-    with pytest.raises(ValueError, match=r"schemas that do not go together.*\bx\b"):
+    with pytest.raises(ValueError, match=r"schemas that do not go together: \S"):
         cut(Batcher(get_format(fmt), 2), blocks)
 
 
@@ -155,7 +155,7 @@ def test_tensors_of_two_shapes_are_a_value_error_that_names_the_column() -> None
     blocks = [
         pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((1, width)))}) for width in (2, 3)
     ]
-    with pytest.raises(ValueError, match=r"'image'.*\(1, 2\).*\(1, 3\)"):
+    with pytest.raises(ValueError, match=r"'image'.*float64\[2\].*float64\[3\]"):
         cut(Batcher(get_format("numpy"), 2), blocks)
 
 

@@ -134,7 +134,7 @@ async def test_preserved_order_is_source_order(source: Source) -> None:
     calls = Calls(hold=0)
 
     def release_head_last(batch: Batch) -> Batch:
-        if batch["id"][0] >= 60:
+        if batch["id"][0] >= 20:
             calls.release.set()
         return calls(batch)
 

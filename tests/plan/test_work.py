@@ -273,7 +273,7 @@ def test_result_that_is_no_block_is_named_with_what_works() -> None:
 
 def test_stop_iteration_of_a_function_is_a_failure_like_any_other() -> None:
     piece = TablePiece(ids(0, 3), Origin("t", (0, 3)))
-    with pytest.raises(TaskError, match="raised StopIteration"):
+    with pytest.raises(TaskError, match="StopIteration"):
         outputs_of(Work((piece,), UNLIMITED), [MapBatches(lambda batch: next(iter(())), None, "numpy")])
 
 
