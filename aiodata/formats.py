@@ -29,9 +29,9 @@ from aiodata.errors import OptionError
 
 BatchFormat = Literal["numpy", "pyarrow", "pandas", "polars"]
 
-# Values that are converted in one go where each becomes a Python object or is copied: about a millisecond's worth,
-# so that a conversion never holds an event loop (or, in a thread, the interpreter) for longer.
-_OBJECTS_PER_STRETCH = 16_384
+# Values that are converted in one go where each becomes a Python object or is copied: well below a millisecond's
+# worth, so that a conversion never holds an event loop (or, in a thread, the interpreter) for long.
+_OBJECTS_PER_STRETCH = 4096
 _COPIES_PER_STRETCH = 262_144
 
 

@@ -37,7 +37,7 @@ class ExecutionOptions:
     runtime: RuntimeName = "auto"
     preserve_order: bool = False
     num_cpus: int | None = None
-    target_block_bytes: int = 32 * MIB
+    target_block_bytes: int = 16 * MIB
     task_max_retries: int = 3
     close_timeout_s: float = 5.0
 

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from aiodata.plan.work import Cuts, OutputMetadata
 
-# The first block of a run is about this large, so that the first batch comes early.
+# The first block of a run is about this large, so that the first batch comes early; a block costs about the same
+# whatever its size, so they grow fast, and tasks that start later start with large ones.
 _FIRST_BLOCK_BYTES = 1 << 20
-_GROWTH = 4
+_GROWTH = 8
 
 # How many blocks of the target size a task may produce before it makes way for others.
 _TASK_BLOCKS = 4
@@ -46,8 +47,9 @@ class Pacing:
         self._calls += output.calls
         self._seconds += output.task_s
 
-    def cuts(self) -> Cuts:
-        """Return the numbers for the next task."""
+    def cuts(self, *, is_early: bool) -> Cuts:
+        """Return the numbers for the next task; is it among the first of its run, whose blocks are waited for?"""
+        target = self._target_block_bytes
         first_block_calls, calls_per_block, task_calls = 1, _FIRST_TASK_CALLS, _FIRST_TASK_CALLS
         if not self._calls_user_code:
             calls_per_block = task_calls = _MAX_CALLS
@@ -56,12 +58,12 @@ class Pacing:
             calls_per_block = first_block_calls = _clamp(_BLOCK_S / seconds_per_call)
             task_calls = _clamp(_TASK_S / seconds_per_call)
         return Cuts(
-            first_block_bytes=min(_FIRST_BLOCK_BYTES, self._target_block_bytes),
-            target_block_bytes=self._target_block_bytes,
+            first_block_bytes=min(_FIRST_BLOCK_BYTES, target) if is_early else target,
+            target_block_bytes=target,
             growth=_GROWTH,
             first_block_calls=first_block_calls,
             calls_per_block=calls_per_block,
-            task_bytes=_TASK_BLOCKS * self._target_block_bytes,
+            task_bytes=_TASK_BLOCKS * target,
             task_calls=task_calls,
         )
 

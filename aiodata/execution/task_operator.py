@@ -143,7 +143,8 @@ class TaskOperator:
 
     def _launch(self, stage: Stage) -> None:
         while len(self._running) < self._max_tasks and (job := self._next_job()) is not None:
-            work = Work(job.pieces, self._pacing.cuts(), job.start)
+            cuts = self._pacing.cuts(is_early=self.counters.tasks < self._runtime.num_cpus)
+            work = Work(job.pieces, cuts, job.start)
             self._running[stage.submit(work, job.refs, self._on_ready)] = job
             self.counters.tasks += 1
             self._room.set()
