@@ -32,7 +32,7 @@ from aiodata.runtime.base import Runtime
 from aiodata.stats import IterationStats, OperatorStats
 
 # A consumer that never waits lets the loop run this often, in seconds.
-_YIELD_EVERY_S = 0.001
+_YIELD_EVERY_S = 0.0005
 
 # Blocks that may wait for the consumer; the fetch window lets through fewer.
 _MAX_WAITING_BLOCKS = 16

@@ -15,12 +15,14 @@ MIB = 1 << 20
 METADATA = BlockMetadata(1, 8, pa.schema([("id", pa.int64())]))
 
 
-def cuts_after(*outputs: tuple[int, float], calls_user_code: bool = True, target: int = 32 * MIB) -> Cuts:
+def cuts_after(
+    *outputs: tuple[int, float], calls_user_code: bool = True, target: int = 32 * MIB, is_early: bool = True
+) -> Cuts:
     """The cuts for the next task after outputs of so many calls and seconds."""
     pacing = Pacing(target, calls_user_code=calls_user_code)
     for calls, seconds in outputs:
         pacing.observe(OutputMetadata(METADATA, calls, seconds))
-    return pacing.cuts()
+    return pacing.cuts(is_early=is_early)
 
 
 def test_first_tasks_of_user_code_are_short() -> None:
@@ -50,6 +52,10 @@ def test_output_without_calls_teaches_nothing() -> None:
 def test_without_user_code_calls_bound_nothing() -> None:
     cuts = cuts_after((0, 5.0), calls_user_code=False)
     assert cuts.calls_per_block == cuts.task_calls == 1 << 20
+
+
+def test_later_tasks_start_with_blocks_of_the_target_size() -> None:
+    assert cuts_after(is_early=False).first_block_bytes == 32 * MIB
 
 
 @pytest.mark.parametrize(("target", "first"), [(32 * MIB, MIB), (MIB // 2, MIB // 2)])

@@ -21,7 +21,7 @@ from ray.exceptions import GetTimeoutError, ObjectRefStreamEndOfStreamError
 # How often the public fallback looks whether something is ready, in seconds.
 _FALLBACK_INTERVAL_S = 0.005
 
-Callback = Callable[[], None]
+Callback = Callable[[], object]
 
 
 class PairStream(Protocol):
