@@ -102,6 +102,7 @@ class Scenario:
         baseline: The contender that the ratios refer to.
         contenders: Who takes part, in the order of the rounds.
         aims: What is aimed at.
+        num_warm_ups: How many uncounted passes each process makes first.
     """
 
     name: str
@@ -112,6 +113,7 @@ class Scenario:
     baseline: str
     contenders: tuple[Contender, ...]
     aims: tuple[Aim, ...]
+    num_warm_ups: int = 1
 
     def __post_init__(self) -> None:
         """Reject an aim or a baseline that names nobody.
