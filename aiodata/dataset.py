@@ -285,6 +285,8 @@ def read_parquet(
     names = tuple(_absolute(os.fspath(path)) if is_local else os.fspath(path) for path in given)
     if filter is not None and not isinstance(filter, pc.Expression):
         raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
+    if columns is not None and not columns:
+        raise OptionError("columns=[] must name at least one column")
     source = ParquetSource(names, None if columns is None else tuple(columns), filter, filesystem)
     return _dataset(source)
 

@@ -124,7 +124,7 @@ class _Pandas:
         return max(1, per_stretch // max(1, costly or len(schema)))
 
     def convert(self, segment: pa.RecordBatch) -> Any:
-        return segment.to_pandas(use_threads=False)
+        return segment.to_pandas(use_threads=False, ignore_metadata=True)
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         return rows.iloc[start:stop].reset_index(drop=True)

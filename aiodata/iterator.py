@@ -48,6 +48,8 @@ class Batches:
     async def __aexit__(self, *exc_info: object) -> None:
         """Close the iterator."""
         task = asyncio.current_task()
+        if task not in self._entered:  # Entered in another task, as fixtures are: the latest one is meant.
+            task = next(reversed(self._entered))
         entered = self._entered[task]
         iterator = entered.pop()
         if not entered:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from typing import TypeVar
 
 import anyio
 import anyio.to_thread
@@ -18,11 +19,13 @@ from aiodata.plan.optimize import push_down
 from aiodata.plan.transforms import SelectColumns
 from aiodata.runtime import choose_runtime
 
+_T = TypeVar("_T")
+
 
 async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
     """Return the schema of a plan's rows: from its source where that knows, else from the first block of a run."""
     source, steps = push_down(plan)
-    schema = await anyio.to_thread.run_sync(source.schema)
+    schema = await _ask(source.schema)
     if schema is not None and not any(_changes_schema(step) for step in steps):
         return schema
     unlimited = Plan(plan.read, tuple(step for step in plan.steps if not isinstance(step, Limit)))
@@ -34,7 +37,7 @@ async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
     """Return the number of a plan's rows: from its source where that knows, else by a run that fetches no block."""
     source, steps = push_down(plan)
     limits = [step.num_rows for step in steps if isinstance(step, Limit)]
-    if len(limits) == len(steps) and (known := await anyio.to_thread.run_sync(source.count_rows)) is not None:
+    if len(limits) == len(steps) and (known := await _ask(source.count_rows)) is not None:
         return min([known, *limits])
     total = 0
 
@@ -48,6 +51,11 @@ async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
 
 def _changes_schema(step: object) -> bool:
     return isinstance(step, Apply) and (step.transform.calls_user_code or isinstance(step.transform, SelectColumns))
+
+
+async def _ask(question: Callable[[], _T]) -> _T:
+    """Ask a source, which may block."""
+    return await anyio.to_thread.run_sync(question, abandon_on_cancel=True)
 
 
 async def _ignore(bundle: RefBundle) -> None:
@@ -67,9 +75,9 @@ async def _run(
                 async for bundle in receive:
                     await visit(bundle)
             return executor
-    except Exception as error:
-        cause = unwrap(error)
-        if isinstance(cause, AiodataError):
-            cause.__context__ = None
-            raise cause.with_traceback(None)  # noqa: B904 - the cause is the user's own exception.
-        raise
+    except Exception as error:  # noqa: BLE001 - raised again below, without the groups around it.
+        failure = unwrap(error)
+    if isinstance(failure, AiodataError):
+        failure.__context__ = None
+        failure = failure.with_traceback(None)
+    raise failure

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from time import perf_counter
@@ -23,18 +24,19 @@ from aiodata.bundle import RefBundle
 from aiodata.concurrency import Supervisor, Wakeup
 from aiodata.coordination import Coordinator
 from aiodata.errors import AiodataError, BusyError, TaskError
+from aiodata.execution.counters import OperatorCounters
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.formats import get_format
 from aiodata.options import ExecutionOptions, at_least, true_or_false
 from aiodata.plan.nodes import Plan
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
-from aiodata.stats import IterationStats, OperatorStats
+from aiodata.stats import IterationStats
 
 # A consumer that never waits lets the loop run this often, in seconds.
 _YIELD_EVERY_S = 0.0005
 
-# Blocks that may wait for the consumer; the fetch window lets through fewer.
+# Blocks that may wait for the consumer; the fetch window lets through no more.
 _MAX_WAITING_BLOCKS = 16
 
 
@@ -86,10 +88,14 @@ class Consumer:
         self._batcher = self._new_batcher()
         self._blocks_in, self._blocks = anyio.create_memory_object_stream[pa.Table](_MAX_WAITING_BLOCKS)
         self._arrived = Wakeup()
-        self._window = FetchWindow(self._blocks_in, (batching.batch_size or 1) * batching.prefetch_batches)
+        rows_ahead = (batching.batch_size or 0) * batching.prefetch_batches
+        blocks_ahead = batching.prefetch_batches if batching.batch_size is None else 1
+        self._window = FetchWindow(self._blocks_in, rows_ahead, blocks_ahead)
         self._supervisor = Supervisor(self._run, name="aiodata run", on_end=self._on_run_end)
         self._loops: list[asyncio.AbstractEventLoop] = []
-        self._executors: list[tuple[Runtime, StreamingExecutor]] = []
+        self._is_complete = False
+        self._runtime_name = ""
+        self._counters: Sequence[OperatorCounters] = ()
         # Until then, a batch that is ready is returned without a look at anything else.
         self._fast_until = 0.0
         self._times = _Times()
@@ -150,9 +156,8 @@ class Consumer:
 
     def abandon(self) -> None:
         """Ask the loop to end the run; for a handle that is dropped, from any thread."""
-        was_running = self._phase is Phase.RUNNING
         self._close()
-        if not was_running:
+        if not self._loops or self._supervisor.ended:
             return
         with suppress(RuntimeError):  # The loop is closed, and with it every task of the run.
             self._loops[0].call_soon_threadsafe(self._supervisor.cancel)
@@ -160,11 +165,8 @@ class Consumer:
     def stats(self) -> IterationStats:
         """Return a snapshot."""
         times = self._times
-        runtime, operators = "", tuple[OperatorStats, ...]()
-        if self._executors:
-            runtime, operators = self._executors[0][0].name, self._executors[0][1].stats()
         return IterationStats(
-            runtime=runtime,
+            runtime=self._runtime_name,
             rows=times.rows + self._batcher.rows,
             batches=times.batches,
             bytes=self._window.bytes_fetched,
@@ -176,7 +178,7 @@ class Consumer:
             format_s=times.format_s,
             user_s=times.user_s,
             errors=(),
-            operators=operators,
+            operators=tuple(counters.snapshot() for counters in self._counters),
         )
 
     def describe(self) -> str:
@@ -196,9 +198,8 @@ class Consumer:
         """Cut the next batch, if the blocks that are there suffice; one that can not be cut ends the pass."""
         try:
             return self._batcher.next()
-        except ValueError as error:
-            self._close()
-            self._supervisor.cancel()
+        except Exception as error:
+            self._end()
             raise TaskError("aiter_batches", "the blocks of a batch", None, str(error)) from error
 
     def _cut_checked(self) -> Any:
@@ -230,20 +231,28 @@ class Consumer:
                 self._fail(TaskError("aiter_batches", "a block", None, str(error)))
             return
         await self._supervisor.wait()
-        if self._supervisor.error is None and self._phase is Phase.RUNNING and self._batcher.finish():
-            return
+        if self._phase is Phase.CLOSED:
+            raise StopAsyncIteration
         if self._supervisor.error is not None:
             self._fail(self._supervisor.error)
-        self._close()
-        raise StopAsyncIteration
+        if not self._is_complete:
+            self._fail(AiodataError("the run was cancelled from outside before its data came to an end"))
+        if not self._batcher.finish():
+            self._close()
+            raise StopAsyncIteration
 
     def _fail(self, error: Exception) -> None:
         """Raise what ended the run, without the frames that would keep the run's references alive."""
-        self._close()
+        self._end()
         if isinstance(error, AiodataError):
             error.__context__ = None
             raise error.with_traceback(None)
         raise error
+
+    def _end(self) -> None:
+        """End the pass, and the run if it goes on."""
+        self._close()
+        self._supervisor.cancel()
 
     def _close(self) -> None:
         """End the pass on this side: let go of every block."""
@@ -253,6 +262,9 @@ class Consumer:
         self._phase = Phase.CLOSED
         self._fast_until = 0.0
         self._batcher = self._new_batcher()
+        with suppress(anyio.WouldBlock, anyio.EndOfStream):
+            while True:
+                self._blocks.receive_nowait()
         self._blocks.close()
         if not self._loops:
             self._blocks_in.close()
@@ -262,11 +274,13 @@ class Consumer:
         """Run the pass; the supervisor's task is where its task groups live."""
         async with choose_runtime(self._execution)() as runtime:
             executor = StreamingExecutor(self._plan, runtime, self._execution)
-            self._executors.append((runtime, executor))
+            self._runtime_name, self._counters = runtime.name, executor.counters
             coordinator = Coordinator(executor.run)
             async with anyio.create_task_group() as group:
                 group.start_soon(coordinator.serve, 1)
                 await self._fetch_epoch(coordinator, runtime)
+        # A cancellation from outside that hits the run's tasks would else look like the end of the data.
+        self._is_complete = True
 
     def _on_run_end(self) -> None:
         """Let a waiting consumer see that the run has ended."""

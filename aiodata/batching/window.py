@@ -23,12 +23,14 @@ class FetchWindow:
     Args:
         output: Takes the blocks, in order.
         rows_ahead: Rows that are to be ahead of the consumer.
+        min_blocks_ahead: Blocks that are to be ahead however many rows they have.
     """
 
-    def __init__(self, output: MemoryObjectSendStream[pa.Table], rows_ahead: int) -> None:
+    def __init__(self, output: MemoryObjectSendStream[pa.Table], rows_ahead: int, min_blocks_ahead: int) -> None:
         """Nothing is ahead yet."""
         self._output = output
         self._rows_ahead = rows_ahead
+        self._min_blocks_ahead = min(max(1, min_blocks_ahead), _MAX_BLOCKS_AHEAD)
         self._rows = 0
         self._taken = Wakeup()
         self.blocks_ahead = 0
@@ -81,4 +83,4 @@ class FetchWindow:
 
     def _has_room(self) -> bool:
         enough = self._rows >= self._rows_ahead or self.blocks_ahead >= _MAX_BLOCKS_AHEAD
-        return self.blocks_ahead == 0 or not enough
+        return self.blocks_ahead < self._min_blocks_ahead or not enough

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 
 import anyio
+import anyio.lowlevel
 
 from aiodata.concurrency.taskset import TaskSet
 
@@ -34,10 +35,10 @@ class Supervisor:
     """
 
     def __init__(
-        self, main: Callable[[], Awaitable[None]], *, name: str, on_end: Callable[[], None] = lambda: None
+        self, main: Callable[[], Awaitable[None]], *, name: str, on_end: Callable[[], None] | None = None
     ) -> None:
         """Prepare; nothing runs before `start`."""
-        self._on_end = on_end
+        self._on_end = on_end or _do_nothing
         self._main = main
         self._name = name
         self._scope = anyio.CancelScope()
@@ -73,6 +74,12 @@ class Supervisor:
     def _note_end(self, _: object) -> None:
         self._ended.set()
         self._on_end()
+        # They may refer to the owner, who refers to this: without them it goes when its last reference does.
+        self._main, self._on_end = anyio.lowlevel.checkpoint, _do_nothing
+
+
+def _do_nothing() -> None:
+    pass
 
 
 def unwrap(error: Exception) -> Exception:

@@ -12,7 +12,6 @@ from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Plan
 from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, Stage, optimize
 from aiodata.runtime.base import Runtime
-from aiodata.stats import OperatorStats
 
 # Bundles that may wait between two operators; a bundle is a reference, and tasks hold back when it is full.
 _MAX_WAITING_BUNDLES = 2
@@ -30,15 +29,13 @@ class StreamingExecutor:
     def __init__(self, plan: Plan, runtime: Runtime, options: ExecutionOptions) -> None:
         """Make the operators; nothing runs yet."""
         self._operators = [_make_operator(stage, runtime, options) for stage in optimize(plan)]
-
-    def stats(self) -> tuple[OperatorStats, ...]:
-        """Return what each operator has done so far."""
-        return tuple(operator.counters.snapshot() for operator in self._operators)
+        self.counters = [operator.counters for operator in self._operators]
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The schema of the last operator's blocks, once it has seen one; else None."""
-        return self._operators[-1].counters.schema
+        """The schema of the run's blocks, once it has seen one; else None. A limit has that of what it limits."""
+        makers = [operator for operator in self._operators if not isinstance(operator, LimitOperator)]
+        return makers[-1].counters.schema
 
     async def run(self, output: Output) -> None:
         """Run all operators; returns at the end of the data, or when `output` has no receiver any more.

@@ -106,7 +106,7 @@ class TaskOperator:
     async def _plan_source(self, source: Source) -> None:
         """Divide the source's pieces into jobs."""
         num_tasks = self._max_tasks
-        pieces = await anyio.to_thread.run_sync(source.pieces, num_tasks)
+        pieces = await anyio.to_thread.run_sync(source.pieces, num_tasks, abandon_on_cancel=True)
         for number, job in enumerate(divide(pieces, num_tasks)):
             self._jobs.append(Job(number, job))
         self._jobs_complete = True
@@ -154,11 +154,14 @@ class TaskOperator:
             if self._order.may_start(job.number, is_rest=job.is_rest):
                 del self._jobs[index]
                 return job
+            if not job.is_rest:
+                return None
         return None
 
     def _on_ready(self, task: Task) -> None:
-        self._ready[task] = None
-        self._wakeup.set()
+        if task in self._running:
+            self._ready[task] = None
+            self._wakeup.set()
 
     async def _send_outputs(self, task: Task, output: Output) -> None:
         """Send on all that a task has ready, and see to its end if it has ended."""
@@ -184,7 +187,8 @@ class TaskOperator:
     async def _stop_tasks(self) -> None:
         """Cancel the tasks that run, then wait until they have stopped: shielded, and bounded."""
         running = list(self._running)
-        self._running.clear()
+        for held in (self._running, self._rests, self._ready, self._jobs):
+            held.clear()
         if not running:
             return
         for task in running:

@@ -15,6 +15,7 @@ from inspect import isgenerator
 from typing import Any, Protocol
 
 import pyarrow as pa
+from pyarrow import acero
 
 from aiodata.batcher import Batcher
 from aiodata.block import as_block
@@ -155,7 +156,7 @@ class FilterRows:
         """Filter each table; null counts as false."""
         for table, origin in rows:
             with blame(self.name, origin):
-                kept = table.filter(self.expression)
+                kept = _filter(table, self.expression)
             yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
 
 
@@ -181,6 +182,13 @@ class LimitRows:
             yield head, origin
             if left <= 0:
                 return
+
+
+def _filter(table: pa.Table, expression: Any) -> pa.Table:
+    """Filter in this thread alone, which `Table.filter` would not."""
+    source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
+    kept = acero.Declaration("filter", acero.FilterNodeOptions(expression), inputs=[source])
+    return kept.to_table(use_threads=False)
 
 
 @contextmanager

@@ -3,10 +3,18 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from functools import partial
+from importlib import import_module
+from typing import get_args
 
-from aiodata.options import ExecutionOptions, read_environment
-from aiodata.runtime.base import OpenRuntime
+import anyio.to_thread
+
+from aiodata.errors import OptionError
+from aiodata.options import ExecutionOptions, RuntimeName, read_environment
+from aiodata.runtime.base import OpenRuntime, Runtime
+from aiodata.runtime.local import LocalRuntime
 
 
 def choose_runtime(options: ExecutionOptions) -> OpenRuntime:
@@ -17,20 +25,24 @@ def choose_runtime(options: ExecutionOptions) -> OpenRuntime:
     """
     environment = read_environment()
     if options.runtime == "auto" and environment.runtime is not None:
+        if environment.runtime not in get_args(RuntimeName):
+            raise OptionError(f"AIODATA_RUNTIME={environment.runtime!r} is unknown; use one of {get_args(RuntimeName)}")
         options = options.override(runtime=environment.runtime)
     name = options.runtime
     if name == "auto":
         name = "ray" if environment.ray_address is not None or _ray_is_initialized() else "local"
-    if name == "local":
-        from aiodata.runtime.local import LocalRuntime
+    return partial(LocalRuntime if name == "local" else _open_ray, options)
 
-        return partial(LocalRuntime, options)
-    from aiodata.runtime.ray.runtime import open_ray
 
-    return partial(open_ray, options)
+@asynccontextmanager
+async def _open_ray(options: ExecutionOptions) -> AsyncIterator[Runtime]:
+    """Import the Ray runtime off the loop, since ray takes half a second, and open it."""
+    module = await anyio.to_thread.run_sync(import_module, "aiodata.runtime.ray.runtime")
+    async with module.open_ray(options) as runtime:
+        yield runtime
 
 
 def _ray_is_initialized() -> bool:
-    """Look without importing ray, which takes half a second."""
+    """Look without importing ray."""
     ray = sys.modules.get("ray")
-    return ray is not None and bool(getattr(ray, "is_initialized", bool)())
+    return ray is not None and hasattr(ray, "is_initialized") and bool(ray.is_initialized())

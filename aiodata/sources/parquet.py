@@ -73,7 +73,7 @@ class ParquetPiece:
         metadata = file.metadata.row_group(group)
         origin = Origin(f"{self.path}, row group {group}", (0, metadata.num_rows))
         if metadata.total_byte_size <= _CHUNKS_PER_ROW_GROUP * chunk_bytes:
-            table = file.read_row_group(group, columns=names, use_threads=False).slice(row)
+            table = _plain(file.read_row_group(group, columns=names, use_threads=False)).slice(row)
             yield Chunk(group, row, table, origin.slice(row, table.num_rows))
             return
         rows_per_chunk = max(1, metadata.num_rows * chunk_bytes // metadata.total_byte_size)
@@ -81,7 +81,7 @@ class ParquetPiece:
         for batch in file.iter_batches(rows_per_chunk, row_groups=[group], columns=names, use_threads=False):
             end = position + batch.num_rows
             if end > row:
-                table = pa.Table.from_batches([batch]).slice(max(0, row - position))
+                table = _plain(pa.Table.from_batches([batch])).slice(max(0, row - position))
                 start = end - table.num_rows
                 yield Chunk(group, start, table, origin.slice(start, table.num_rows))
             position = end
@@ -92,11 +92,11 @@ class ParquetPiece:
         """Yield the rows of a row group that pass the filter; its statistics may rule out all of them."""
         fragment = pads.ParquetFileFormat().make_fragment(self.path, self.filesystem, row_groups=[group])
         columns = None if self.columns is None else list(self.columns)
-        table = fragment.to_table(columns=columns, filter=self.filter, use_threads=False).slice(row)
+        table = _plain(fragment.to_table(columns=columns, filter=self.filter, use_threads=False)).slice(row)
         yield Chunk(group, row, table, Origin(f"{self.path}, row group {group}", None))
 
     def _empty(self, file: pq.ParquetFile, names: list[str] | None) -> pa.Table:
-        table = file.schema_arrow.empty_table()
+        table = _plain(file.schema_arrow.empty_table())
         return table if names is None else table.select(names)
 
 
@@ -207,6 +207,11 @@ def blame_file(path: str) -> Iterator[None]:
         yield
     except (OSError, pa.ArrowException) as error:
         raise SourceError(path, f"can not be read as Parquet: {error}") from error
+
+
+def _plain(table: pa.Table) -> pa.Table:
+    """Drop the schema's metadata: it is about the file, for example which column was a data frame's index."""
+    return table.replace_schema_metadata(None)
 
 
 def _list_directory(filesystem: pafs.FileSystem, directory: str) -> list[pafs.FileInfo]:

@@ -230,7 +230,7 @@ async def test_stats_count_what_each_operator_has_done() -> None:
         send, receive = anyio.create_memory_object_stream[RefBundle](20)
         with receive:
             await executor.run(send)
-    source, mapping, limit = executor.stats()
+    source, mapping, limit = (counters.snapshot() for counters in executor.counters)
     assert (source.name, source.rows, source.blocks, source.tasks) == ("tables", 20, 4, 0)
     assert mapping.name == "map_batches(dict) -> limit(12)"
     assert mapping.tasks >= 3

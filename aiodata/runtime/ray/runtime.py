@@ -42,20 +42,20 @@ class RayRuntime:
     def __init__(self, options: ExecutionOptions, num_cpus: int) -> None:
         """Prepare; `open_ray` is what callers use."""
         self.num_cpus = num_cpus
-        self._max_retries = options.task_max_retries
+        self._options = options
         self._ready = _ReadyQueue()
 
     async def stage(self, name: str, chain: Sequence[Transform]) -> _RayStage:
         """Pickle the chain once; store it once if it is large."""
         try:
-            packed: Any = cloudpickle.dumps(tuple(chain))
+            packed: Any = await anyio.to_thread.run_sync(cloudpickle.dumps, tuple(chain))
         except Exception as error:
             raise OptionError(
                 f"{name} can not be sent to a worker: {error}. Use a function that pickles, or runtime='local'."
             ) from error
         if len(packed) > _INLINE_CHAIN_BYTES:
             packed = await anyio.to_thread.run_sync(ray.put, packed)
-        return _RayStage(name, packed, self._max_retries, self._ready)
+        return _RayStage(name, packed, self._ready, self._options)
 
     async def put(self, block: pa.Table) -> BlockRef:
         """Copy the block into the object store, in a worker thread."""
@@ -101,78 +101,98 @@ class _ReadyQueue:
 
 
 class _RayStage:
-    def __init__(self, name: str, chain: Any, max_retries: int, ready: _ReadyQueue) -> None:
-        self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=max_retries)
+    def __init__(self, name: str, chain: Any, ready: _ReadyQueue, options: ExecutionOptions) -> None:
+        self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=options.task_max_retries)
+        self._force_after_s = min(_FORCE_AFTER_S, options.close_timeout_s / 2)
+        self._name = name
         self._chain = chain
         self._ready = ready
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: Callable[[Task], None]) -> RayTask:
         generator = self._function.remote(self._chain, work, *refs)
-        return RayTask(generator, self._ready, on_ready)
+        return RayTask(self._name, generator, self._ready, on_ready, self._force_after_s)
 
 
 class RayTask:
     """Reads a task's `(block, metadata)` pairs as they become ready, up to its goodbye."""
 
-    def __init__(self, generator: Any, ready: _ReadyQueue, on_ready: Callable[[Task], None]) -> None:
+    def __init__(
+        self, name: str, generator: Any, ready: _ReadyQueue, on_ready: Callable[[Task], None], force_after_s: float
+    ) -> None:
         """Start to listen for the first pair."""
+        self._name = name
+        self._force_after_s = force_after_s
         self.state = TaskState.ACTIVE
         self._generator = generator
         self._pairs = pair_stream(generator)
         self._ready = ready
         self._on_ready = on_ready
+        self._ended = False
+        self._error: AiodataError | None = None
         self._listen()
 
     def pull(self) -> list[TaskOutput]:
-        """Return all pairs that are ready; if there is none, listen for the next one."""
+        """Return all pairs that are ready; if there is none, listen for the next one, or raise what ended the task."""
         outputs: list[TaskOutput] = []
-        while self.state is TaskState.ACTIVE:
+        while not self._ended:
             try:
                 pair = self._pairs.take()
             except (RayError, EOFError) as error:
-                self.state = TaskState.FINISHED
-                raise _lost(error) from error
+                self._ended = True
+                reason = f"{type(error).__name__}: {error}"
+                self._error = TaskError(self._name, "a Ray worker that did not finish", None, reason)
+                self._error.__cause__ = error
+                break
             if pair is None:
-                if not outputs:
-                    self._listen()
                 break
             block, metadata = pair
             if isinstance(metadata, Goodbye):
-                self.state = TaskState.FINISHED
-                if metadata.error is not None:
-                    raise unpack_error(metadata.error)
-                break
-            outputs.append(TaskOutput(block, metadata))
+                self._ended = True
+                self._error = None if metadata.error is None else unpack_error(metadata.error)
+            else:
+                outputs.append(TaskOutput(block, metadata))
+        if outputs:
+            return outputs
+        if not self._ended:
+            self._listen()
+            return outputs
+        self.state = TaskState.FINISHED
+        if self._error is not None:
+            raise self._error
         return outputs
 
     def cancel(self) -> None:
         """Ask Ray to stop the task, unless it has said goodbye; to drop its generator would not stop it."""
-        with suppress(AiodataError):
-            while self.pull():
-                pass
-        if self.state is TaskState.ACTIVE:
+        if not ray.is_initialized():  # Ray was shut down under the run, and the task with it.
+            self._ended = True
+            return
+        self._drain()
+        if not self._ended:
             ray.cancel(self._generator)
 
     async def wait_stopped(self) -> None:
         """Wait until the task runs no more; a call that takes long loses its worker process."""
-        if self.state is TaskState.FINISHED:
+        if self._ended:
             return
         stopped = anyio.Event()
         ended = self._generator.completed()
         when_settled(ended, lambda: self._ready.call_soon(stopped.set))
-        with anyio.move_on_after(_FORCE_AFTER_S):
+        with anyio.move_on_after(self._force_after_s):
             await stopped.wait()
             return
-        ray.cancel(self._generator, force=True)
-        await stopped.wait()
+        self._drain()
+        if not self._ended:
+            ray.cancel(self._generator, force=True)
+            await stopped.wait()
+
+    def _drain(self) -> None:
+        """Read up to the goodbye, if it is there."""
+        with suppress(AiodataError):
+            while self.pull():
+                pass
 
     def _listen(self) -> None:
         self._pairs.arm(lambda: self._ready.call_soon(self._tell))
 
     def _tell(self) -> None:
         self._on_ready(self)
-
-
-def _lost(error: Exception) -> TaskError:
-    """Return the error for a task whose worker did not get to say goodbye."""
-    return TaskError("a Ray task", "its worker", None, f"{type(error).__name__}: {error}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import threading
 from concurrent.futures import Future
+from contextlib import suppress
 from urllib.parse import urlsplit
 
 import anyio
@@ -15,6 +17,7 @@ from aiodata.options import read_environment
 
 _CONNECT_TIMEOUT_S = 3.0
 
+# The latest start, while it is under way: two passes that need Ray at once share it.
 _starting: list[Future[None]] = []
 
 
@@ -29,15 +32,20 @@ async def ensure_ray() -> None:
     address = read_environment().ray_address
     if address is not None:
         await _check_address(address)
-    if not _starting:
-        _starting.append(_init_in_thread(address))
-    started = _starting[0]
+    if not _starting or _starting[-1].done():
+        _starting[:] = [_init_in_thread(address)]
+    started = _starting[-1]
     done = anyio.Event()
-    token = anyio.lowlevel.current_token()
-    started.add_done_callback(lambda _: anyio.from_thread.run_sync(done.set, token=token))
+    loop = asyncio.get_running_loop()
+
+    def tell(_: object) -> None:
+        with suppress(RuntimeError):  # The loop is closed: nobody is waiting any more.
+            loop.call_soon_threadsafe(done.set)
+
+    started.add_done_callback(tell)
     await done.wait()
-    if started in _starting:
-        _starting.remove(started)
+    if ray.is_initialized():
+        return
     if (error := started.exception()) is not None:
         raise RuntimeUnavailableError(
             f"Ray could not be {'reached at ' + address if address else 'started'}: {error}. "
