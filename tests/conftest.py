@@ -54,7 +54,7 @@ async def clean(runtime: str) -> AsyncIterator[None]:
     if runtime == "ray":
         await until(lambda: ray.available_resources().get("CPU") == 2, "Ray's CPUs are not free")
         gc.collect()
-        await until(lambda: _stored_bytes() <= baseline, "objects are left in Ray's store")
+        await until(lambda: stored_bytes() <= baseline, "objects are left in Ray's store")
 
 
 def threads() -> set[str]:
@@ -76,7 +76,8 @@ async def until(condition: Callable[[], bool], complaint: str, *, within_s: floa
     return time.perf_counter() - started
 
 
-def _stored_bytes() -> int:
+def stored_bytes() -> int:
+    """Bytes in Ray's object store."""
     available = ray.available_resources().get("object_store_memory", 0.0)
     return int(ray.cluster_resources().get("object_store_memory", 0.0) - available)
 
@@ -84,7 +85,7 @@ def _stored_bytes() -> int:
 async def _settled_store() -> int:
     gc.collect()
     await until(lambda: ray.available_resources().get("CPU") == 2, "Ray's CPUs are not free before the test")
-    return _stored_bytes()
+    return stored_bytes()
 
 
 @pytest.fixture

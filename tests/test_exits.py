@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -18,7 +20,7 @@ from aiodata.batching.consumer import Consumer
 from aiodata.concurrency import Supervisor
 from aiodata.execution.task_operator import TaskOperator
 from aiodata.runtime.local import LocalTask
-from tests.conftest import threads, until
+from tests.conftest import stored_bytes, threads, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean")]
 
@@ -185,6 +187,24 @@ async def test_two_hundred_breaks_leave_nothing(runtime: str, parquet_dir: Path)
     gc.collect()
     left = [one for one in gc.get_objects() if isinstance(one, Consumer | Supervisor | TaskOperator | LocalTask)]
     assert not left
+
+
+@pytest.mark.ray
+@pytest.mark.usefixtures("ray_cluster")
+async def test_break_gives_back_the_store_without_a_garbage_collection(tmp_path: Path) -> None:
+    ids = list(range(500_000))
+    for index in range(4):
+        pq.write_table(pa.table({"id": ids}), tmp_path / f"{index}.parquet", row_group_size=100_000)
+    ds = aiodata.read_parquet(tmp_path).with_options(runtime="ray", target_block_bytes=1 << 20)
+    gc.collect()
+    gc.disable()
+    try:
+        for leave in (leave_by_break, leave_async_with, leave_by_exception, leave_by_aclose):
+            await until(lambda: stored_bytes() == 0, "blocks are in the store before")
+            await leave(ds)
+            await until(lambda: stored_bytes() == 0, f"blocks are left in the store by {leave.__name__}", within_s=1.5)
+    finally:
+        gc.enable()
 
 
 async def test_iterator_that_is_never_started_needs_no_closing(runtime: str) -> None:

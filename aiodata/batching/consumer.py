@@ -21,7 +21,7 @@ import pyarrow as pa
 from aiodata.batcher import Batcher
 from aiodata.batching.window import FetchWindow
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Supervisor, Wakeup
+from aiodata.concurrency import Supervisor, Wakeup, close_and_drop
 from aiodata.coordination import Coordinator
 from aiodata.errors import AiodataError, BusyError, TaskError
 from aiodata.execution.counters import OperatorCounters
@@ -262,10 +262,7 @@ class Consumer:
         self._phase = Phase.CLOSED
         self._fast_until = 0.0
         self._batcher = self._new_batcher()
-        with suppress(anyio.WouldBlock, anyio.EndOfStream):
-            while True:
-                self._blocks.receive_nowait()
-        self._blocks.close()
+        close_and_drop(self._blocks)
         if not self._loops:
             self._blocks_in.close()
         self._arrived.set()

@@ -9,7 +9,7 @@ import pyarrow as pa
 from anyio.streams.memory import MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import Wakeup, cleared_frames
 
 # Blocks ahead of the consumer, whatever their size.
 _MAX_BLOCKS_AHEAD = 16
@@ -61,13 +61,17 @@ class FetchWindow:
         """
 
         async def fetch_one(bundle: RefBundle, previous: anyio.Event, done: anyio.Event) -> None:
+            with cleared_frames():
+                await hand_on(bundle, previous)
+            on_arrival()
+            done.set()
+
+        async def hand_on(bundle: RefBundle, previous: anyio.Event) -> None:
             block = await fetch(bundle)
             await previous.wait()
             self.blocks_fetched += 1
             self.bytes_fetched += bundle.metadata.num_bytes
             await self._output.send(block)
-            on_arrival()
-            done.set()
 
         async with anyio.create_task_group() as group:
             previous = anyio.Event()

@@ -12,6 +12,7 @@ from collections.abc import Awaitable, Callable
 import anyio
 import anyio.lowlevel
 
+from aiodata.concurrency.release import cleared_frames
 from aiodata.concurrency.taskset import TaskSet
 
 
@@ -66,7 +67,7 @@ class Supervisor:
 
     async def _run(self) -> None:
         try:
-            with self._scope:
+            with self._scope, cleared_frames():
                 await self._main()
         except Exception as error:  # noqa: BLE001 - kept for whoever asks.
             self.error = unwrap(error)

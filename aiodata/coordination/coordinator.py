@@ -13,7 +13,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
 from aiodata.coordination.epoch import EpochPhase, EpochState
 from aiodata.errors import EpochError
 
@@ -64,7 +64,7 @@ class Coordinator:
             while self._state.phase is EpochPhase.GATHERING:
                 await self._changed.wait()
             if self._state.phase is EpochPhase.RUNNING:
-                with anyio.CancelScope() as self._scope:
+                with anyio.CancelScope() as self._scope, cleared_frames():
                     await self._run_epoch()
             while self._state.phase is not EpochPhase.ENDED:
                 await self._changed.wait()
@@ -120,9 +120,12 @@ class Coordinator:
 
     async def _run_epoch(self) -> None:
         send, receive = anyio.create_memory_object_stream[RefBundle](1)
-        async with anyio.create_task_group() as group, receive:
+        async with anyio.create_task_group() as group:
             group.start_soon(self._execute, send)
-            await self._assign(receive)
+            try:
+                await self._assign(receive)
+            finally:
+                close_and_drop(receive)
             group.cancel_scope.cancel()
 
     async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:

@@ -6,6 +6,7 @@ import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
+from aiodata.concurrency import cleared_frames, close_and_drop
 from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Operator, Output
 from aiodata.execution.task_operator import TaskOperator
 from aiodata.options import ExecutionOptions
@@ -64,12 +65,13 @@ async def _run_operator(
         scopes.append(scope)
         async with output:
             try:
-                await operator.run(inputs, output)
+                with cleared_frames():
+                    await operator.run(inputs, output)
             except* anyio.BrokenResourceError:  # Whoever takes the outputs has enough.
                 pass
             finally:
                 if inputs is not None:
-                    inputs.close()
+                    close_and_drop(inputs)
     for earlier in upstream:
         earlier.cancel()
 

@@ -195,8 +195,8 @@ class TaskOperator:
             task.cancel()
         with anyio.move_on_after(self._close_timeout_s, shield=True):
             async with anyio.create_task_group() as group:
-                for task in running:
-                    group.start_soon(task.wait_stopped)
+                while running:
+                    group.start_soon(running.pop().wait_stopped)
 
 
 def divide(pieces: Sequence[Piece], num_tasks: int) -> list[tuple[Piece, ...]]:

@@ -20,7 +20,7 @@ import anyio.to_thread
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import Wakeup, cleared_frames
 from aiodata.options import ExecutionOptions
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, Work, run_work
@@ -138,7 +138,7 @@ class LocalTask:
     async def run(self, blocks: Blocks) -> None:
         """Step the generator until it ends, fails or is cancelled."""
         try:
-            with self._scope:
+            with self._scope, cleared_frames():
                 await self._produce(blocks)
         except Exception as error:  # noqa: BLE001 - whoever pulls gets it.
             self._error = error

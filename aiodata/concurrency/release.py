@@ -1,0 +1,33 @@
+"""Letting go: what a cancelled task leaves behind must not keep blocks alive until the cyclic garbage collection.
+
+The traceback of a cancellation refers to every frame that it went through, and is often part of a reference cycle.
+The frames' variables are references to blocks and tasks, so they are cleared as the cancellation passes.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from typing import Any
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+
+@contextmanager
+def cleared_frames() -> Iterator[None]:
+    """Clear the variables of the frames that an exception of the body has left."""
+    try:
+        yield
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+
+
+def close_and_drop(stream: MemoryObjectReceiveStream[Any]) -> None:
+    """Close a stream and let go of what is in it, which `close` alone does not."""
+    with suppress(anyio.WouldBlock, anyio.EndOfStream, anyio.ClosedResourceError):
+        while True:
+            stream.receive_nowait()
+    stream.close()
