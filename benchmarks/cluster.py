@@ -78,6 +78,10 @@ def local_cluster() -> Iterator[str]:
         _stop(host)
 
 
+# Memory of dropped objects is given back this often, as in a cluster that aiodata starts; Ray's default is a second.
+_FREE_PERIOD_MS = 100
+
+
 def _stop(host: subprocess.Popen[str]) -> None:
     assert host.stdin is not None
     host.stdin.close()
@@ -100,7 +104,10 @@ def _host() -> None:
         object_store_memory=_STORE_BYTES,
         include_dashboard=False,
         log_to_driver=False,
-        _system_config={"raylet_report_resources_period_milliseconds": _REPORT_PERIOD_MS},
+        _system_config={
+            "raylet_report_resources_period_milliseconds": _REPORT_PERIOD_MS,
+            "free_objects_period_milliseconds": _FREE_PERIOD_MS,
+        },
     )
     address = ray.get_runtime_context().gcs_address
     os.write(answers, json.dumps({"address": address}).encode() + b"\n")

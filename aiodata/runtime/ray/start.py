@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import logging
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
@@ -14,6 +13,7 @@ import ray
 
 from aiodata.errors import RuntimeUnavailableError
 from aiodata.options import read_environment
+from aiodata.runtime.ray.compat import init_ray
 
 _CONNECT_TIMEOUT_S = 3.0
 
@@ -63,7 +63,7 @@ def _init_in_thread(address: str | None) -> Future[None]:
 
     def run() -> None:
         try:
-            ray.init(address=address, include_dashboard=False, logging_level=logging.ERROR)
+            init_ray(address)
         except BaseException as error:  # noqa: BLE001 - whoever waits gets it.
             started.set_exception(error)
             return
