@@ -1,6 +1,8 @@
 """aiodata: stream data into asyncio programs, `async for batch in ds.aiter_batches()`."""
 
-from aiodata.dataset import Dataset, from_arrow, from_items, range, read_parquet  # noqa: A004
+from aiodata.bundle import RefBundle
+from aiodata.concurrency import LoopLagMonitor
+from aiodata.dataset import Dataset
 from aiodata.errors import (
     AiodataError,
     BusyError,
@@ -13,7 +15,10 @@ from aiodata.errors import (
 )
 from aiodata.iterator import Batches, BatchIterator
 from aiodata.options import ExecutionOptions
-from aiodata.stats import IterationStats, OperatorStats
+from aiodata.reading import from_arrow, from_items, range, read_parquet  # noqa: A004
+from aiodata.rows import RowIterator, Rows
+from aiodata.running import run
+from aiodata.stats import IterationStats, LoopLag, OperatorStats
 
 __version__ = "0.1.0"
 
@@ -27,8 +32,13 @@ __all__ = [
     "EpochError",
     "ExecutionOptions",
     "IterationStats",
+    "LoopLag",
+    "LoopLagMonitor",
     "OperatorStats",
     "OptionError",
+    "RefBundle",
+    "RowIterator",
+    "Rows",
     "RuntimeUnavailableError",
     "SourceError",
     "TaskError",
@@ -36,4 +46,5 @@ __all__ = [
     "from_items",
     "range",
     "read_parquet",
+    "run",
 ]

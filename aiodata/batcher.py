@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
+import enum
+import sys
 from collections import deque
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from aiodata.formats import Format
 
+# Joining that copies so many bytes takes about a millisecond, and is for a thread.
+_JOIN_IN_THREAD_BYTES = 4 << 20
+
+# The rows of a batch whose size is not known yet.
+_UNKNOWN = sys.maxsize
+
+
+class Want(enum.Enum):
+    """What a `Batcher` needs for its next batch.
+
+    `BLOCK`: another block, or `finish`. `TURN`: to be asked again; it has worked for about a millisecond, and somebody
+    else may want the loop. `JOIN`: that `join_job` is called, in a thread, and its result given to `accept`.
+    """
+
+    BLOCK = enum.auto()
+    TURN = enum.auto()
+    JOIN = enum.auto()
+
 
 class Batcher:
     """Cut blocks into batches of exactly `batch_size` rows; only the last may be shorter.
 
-    Blocks go in by `push`, batches come out of `next`, until it returns None: then it needs more blocks, or,
-    after `finish`, is at its end. `rows` counts the rows handed out.
+    Blocks go in by `push`, batches come out of `next`. Where that returns None, `want` says what it needs; at the end,
+    after `finish`, that is another block for ever. `rows` counts the rows handed out.
 
     Args:
         fmt: The format of the batches.
@@ -32,19 +54,28 @@ class Batcher:
     def __init__(self, fmt: Format, batch_size: int | None, *, drop_last: bool = False) -> None:
         """Start empty."""
         self._format = fmt
-        self._batch_size = batch_size
         self._drop_last = drop_last
         self._segments: deque[pa.RecordBatch] = deque()
-        self._blocks: deque[pa.Table] = deque()
+        # Without a batch size, each block's rows are one.
+        self._block_rows: deque[int] | None = deque() if batch_size is None else None
+        self._size = _UNKNOWN if batch_size is None else batch_size
         self._finished = False
         self.rows = 0
-        # The stretch that batches are sliced from: converted rows, the next row, and their number.
+        self.want = Want.BLOCK
+        # The stretch that batches are sliced from: converted rows, the next row, their number, and bytes per row.
         self._rows: Any = None
         self._position = 0
         self._length = 0
+        self._row_bytes = 0.0
         # Slices at the end of earlier stretches that do not fill a batch yet.
         self._pieces: list[Any] = []
         self._piece_rows = 0
+        self._piece_bytes = 0.0
+
+    @property
+    def rows_short(self) -> int:
+        """Rows that the batch being put together lacks, once every block that was pushed is used."""
+        return self._size - self._piece_rows
 
     def push(self, block: pa.Table) -> None:
         """Add a block."""
@@ -52,10 +83,10 @@ class Batcher:
             return
         if not block.num_columns:
             raise ValueError("a block has rows but no columns; select at least one column")
-        if self._batch_size is None:
-            self._blocks.append(block)
-        else:
-            self._segments.extend(segment for segment in block.to_batches() if segment.num_rows)
+        if self._block_rows is not None:
+            self._block_rows.append(block.num_rows)
+            self._size = self._block_rows[0]
+        self._segments.extend(segment for segment in block.to_batches() if segment.num_rows)
 
     def finish(self) -> bool:
         """Say that no block follows; return whether that is news."""
@@ -63,60 +94,91 @@ class Batcher:
         return news
 
     def next(self) -> Any:
-        """Return the next batch, or None where more blocks are needed, or, after `finish`, at the end."""
-        size = self._batch_size
-        if size is None:
-            return self._next_block()
+        """Return the next batch, or None where it needs what `want` says; converts one stretch of rows at most."""
         start = self._position
-        stop = start + size
+        stop = start + self._size
         if stop <= self._length and not self._pieces:
             self._position = stop
-            self.rows += size
-            return self._format.slice(self._rows, start, stop)
-        return self._next_joined(size)
+            self.rows += stop - start
+            return self._format.slice(self._rows, start, stop) if self._block_rows is None else self._whole(start)
+        return self._next_joined()
 
-    def _next_joined(self, size: int) -> Any:
+    def next_at_once(self) -> Any:
+        """Return the next batch however long its conversion takes, or None where it needs a block; for a worker."""
+        while (batch := self.next()) is None and self.want is not Want.BLOCK:
+            if self.want is Want.JOIN:
+                self.accept(self.join_job()())
+        return batch
+
+    def join_job(self) -> Callable[[], Any]:
+        """Return the work that `Want.JOIN` is about; it changes nothing here, and may be done more than once."""
+        return partial(self._format.join, tuple(self._pieces))
+
+    def accept(self, joined: Any) -> None:
+        """Take what the job returned; `next` hands it out."""
+        self._pieces = [joined]
+
+    def _whole(self, start: int) -> Any:
+        rows = self._format.slice(self._rows, start, self._position)
+        self._next_size()
+        return rows
+
+    def _next_joined(self) -> Any:
         """Collect slices of several stretches until they fill a batch."""
+        has_converted = False
         while True:
-            taken = min(size - self._piece_rows, self._length - self._position)
+            taken = min(self._size - self._piece_rows, self._length - self._position)
             if taken:
                 self._pieces.append(self._format.slice(self._rows, self._position, self._position + taken))
                 self._piece_rows += taken
+                self._piece_bytes += taken * self._row_bytes
                 self._position += taken
-            if self._piece_rows == size:
+            if self._piece_rows == self._size:
                 return self._flush()
+            if has_converted and self._segments:
+                self.want = Want.TURN
+                return None
             if not self._segments:
                 break
-            self._convert_stretch(size)
+            self._convert_stretch()
+            has_converted = True
         self._rows = None
         self._position = self._length = 0
         if self._finished and self._piece_rows and not self._drop_last:
             return self._flush()
+        self.want = Want.BLOCK
         return None
 
-    def _convert_stretch(self, size: int) -> None:
-        """Convert the next stretch of rows: as many whole batches as can be done in about a millisecond."""
+    def _convert_stretch(self) -> None:
+        """Convert the next stretch of rows: as many whole batches as can be done in about a millisecond, or less."""
         segment = self._segments.popleft()
         limit = self._format.stretch(segment.schema)
         if limit is not None:
-            limit = max(1, limit // size) * size - self._piece_rows % size
+            missing = self._size - self._piece_rows
+            whole = missing + max(0, limit - missing) // self._size * self._size
+            limit = whole if missing <= limit else limit
             if limit < segment.num_rows:
                 self._segments.appendleft(segment.slice(limit))
                 segment = segment.slice(0, limit)
         self._rows = self._format.convert(segment)
         self._position = 0
         self._length = segment.num_rows
+        self._row_bytes = segment.nbytes / segment.num_rows
 
     def _flush(self) -> Any:
-        self.rows += self._piece_rows
-        pieces, self._pieces, self._piece_rows = self._pieces, [], 0
-        return pieces[0] if len(pieces) == 1 else self._format.join(pieces)
-
-    def _next_block(self) -> Any:
-        if not self._blocks:
+        if len(self._pieces) == 1:
+            batch = self._pieces[0]
+        elif self._format.join_copies and self._piece_bytes >= _JOIN_IN_THREAD_BYTES:
+            self.want = Want.JOIN
             return None
-        block = self._blocks.popleft()
-        self.rows += block.num_rows
-        segments = [segment for segment in block.to_batches() if segment.num_rows]
-        pieces = [self._format.convert(segment) for segment in segments]
-        return pieces[0] if len(pieces) == 1 else self._format.join(pieces)
+        else:
+            batch = self._format.join(self._pieces)
+        self.rows += self._piece_rows
+        self._pieces, self._piece_rows, self._piece_bytes = [], 0, 0.0
+        self._next_size()
+        return batch
+
+    def _next_size(self) -> None:
+        if self._block_rows is not None:
+            self._block_rows.popleft()
+            self._size = self._block_rows[0] if self._block_rows else _UNKNOWN

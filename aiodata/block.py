@@ -72,6 +72,21 @@ def concat_blocks(blocks: Sequence[pa.Table]) -> pa.Table:
         raise ValueError(f"blocks of one dataset have schemas that do not go together: {error}") from error
 
 
+def copy_rows(block: pa.Table) -> pa.Table:
+    """Return a copy that refers to nothing of `block`, so that a slice does not keep alive what it was cut from.
+
+    Where Arrow can not gather a column's type (string views, list views), `block` itself is returned.
+
+    Example:
+        >>> copy_rows(pa.table({"x": [1, 2, 3]}).slice(2)).to_pydict()
+        {'x': [3]}
+    """
+    try:
+        return block.take(pa.array(np.arange(block.num_rows)))
+    except pa.ArrowNotImplementedError:
+        return block
+
+
 def _is_pandas(value: object) -> bool:
     return type(value).__module__.partition(".")[0] == "pandas" and hasattr(value, "columns")
 

@@ -3,8 +3,8 @@
 import asyncio
 import contextlib
 import enum
-from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping, Sequence
-from typing import Annotated, Any, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Annotated, Any
 
 import typer
 from rich import box
@@ -13,8 +13,6 @@ from rich.table import Table
 from rich.text import Text
 
 import aiodata
-
-T = TypeVar("T")
 
 _REDRAW_S = 0.1
 _EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells report it.
@@ -38,6 +36,7 @@ class BatchFormat(enum.StrEnum):
     PYARROW = "pyarrow"
     PANDAS = "pandas"
     POLARS = "polars"
+    TORCH = "torch"
 
 
 class RuntimeName(enum.StrEnum):
@@ -78,7 +77,7 @@ def scan(
         return batches.stats()
 
     with _clean_exit():
-        _console().print(_summary(_run(stream)))
+        _console().print(_summary(aiodata.run(stream)))
 
 
 @app.command()
@@ -94,7 +93,7 @@ def head(
 
     with _clean_exit():
         console = _console()
-        for part in _rows_table(_run(take), console.width):
+        for part in _rows_table(aiodata.run(take), console.width):
             console.print(part)
 
 
@@ -106,7 +105,7 @@ def schema(path: PathArgument, runtime: RuntimeOption = RuntimeName.AUTO) -> Non
         return await _dataset(path, runtime).schema()
 
     with _clean_exit():
-        fields = _run(learn)
+        fields = aiodata.run(learn)
         table = _plain_table("column", "type")
         for field in fields:
             table.add_row(Text(field.name), Text(str(field.type) + ("" if field.nullable else " not null")))
@@ -136,16 +135,7 @@ def doctor() -> None:
 
 
 def _dataset(path: str, runtime: RuntimeName) -> "aiodata.Dataset":
-    return aiodata.read_parquet(path).with_options(runtime=runtime.value)
-
-
-def _run(main: Callable[[], Coroutine[Any, Any, T]]) -> T:
-    """Run `main` to its end in an event loop: uvloop's where it is installed."""
-    try:
-        import uvloop
-    except ImportError:
-        return asyncio.run(main())
-    return uvloop.run(main())
+    return aiodata.read_parquet(path).with_options(runtime=runtime.value, measure_loop_lag=True)
 
 
 def _console() -> Console:
@@ -227,6 +217,11 @@ def _summary(stats: "aiodata.IterationStats") -> RenderableType:
     facts.add_row("speed", _per_second(stats.rows, stats.elapsed_s))
     facts.add_row("first batch", "none came" if stats.first_batch_s is None else f"after {_time(stats.first_batch_s)}")
     facts.add_row("time", _time(stats.elapsed_s))
+    facts.add_row("held ahead", f"{_size(stats.peak_prefetched_bytes)} at most")
+    if stats.loop_lag is not None:
+        facts.add_row(
+            "event loop", f"late by {_time(stats.loop_lag.p99_s)} (p99), {_time(stats.loop_lag.max_s)} at most"
+        )
     parts: list[RenderableType] = [facts, _where_the_time_went(stats)]
     if stats.operators:
         parts.append(_operators_table(stats))

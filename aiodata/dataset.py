@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping, Sequence
 from inspect import isasyncgenfunction, isclass, iscoroutinefunction
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
-from aiodata.batching.consumer import BatchOptions
-from aiodata.block import as_block, concat_blocks, from_rows
+from aiodata.batching.consumer import Consumer
+from aiodata.batching.feed import LocalFeed
+from aiodata.batching.options import BatchOptions
+from aiodata.batching.pipeline import BundlePipeline, make_pipeline
+from aiodata.batching.torch_batches import torch_options
+from aiodata.block import concat_blocks
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
 from aiodata.iterator import Batches
 from aiodata.options import ExecutionOptions, at_least
-from aiodata.plan.nodes import Apply, Limit, Plan, Read, Source
+from aiodata.plan.nodes import Apply, Limit, Plan, Read
 from aiodata.plan.optimize import explain
 from aiodata.plan.transforms import FilterRows, MapBatches, SelectColumns
 from aiodata.query import count_rows, find_schema
-from aiodata.sources.memory import RangeSource, TableSource, split_table
-from aiodata.sources.parquet import ParquetSource
-
-# In-memory tables are cut into blocks of this size, in bytes, so that tasks can share them.
-_MEMORY_BLOCK_BYTES = 32 << 20
+from aiodata.rows import Rows
+from aiodata.sources.memory import StoredSource
 
 
 class Dataset:
@@ -149,16 +148,37 @@ class Dataset:
         batch_size: int | None = 256,
         batch_format: str = "numpy",
         prefetch_batches: int = 2,
+        max_prefetch_bytes: int | None = None,
         drop_last: bool = False,
+        local_shuffle_buffer_size: int | None = None,
+        local_shuffle_seed: int | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
+        collate_workers: int | None = None,
+        finalize_fn: Callable[[Any], Any] | None = None,
+        prefetch_to_device: int = 1,
     ) -> Batches:
         """Return the batches, for `async for`.
 
         Args:
             batch_size: Rows per batch: exactly that many, the last batch excepted. None: whole blocks.
             batch_format: `"numpy"` (a dict of arrays, zero-copy and read-only where the layout allows), `"pyarrow"`
-                (a Table), `"pandas"` or `"polars"` (a DataFrame).
+                (a Table), `"pandas"` or `"polars"` (a DataFrame), `"torch"` (a dict of CPU tensors, copied, writable).
             prefetch_batches: Batches whose rows are fetched ahead of the one in use; one block is ahead in any case.
+            max_prefetch_bytes: Bytes of blocks that are held beside the block in use, at most; a slice of a block
+                counts as all of it. A shuffle buffer, which has a size of its own, comes on top. None: no limit.
             drop_last: Whether to drop a last batch that is not full.
+            local_shuffle_buffer_size: Rows that each batch is drawn from at random, at least; up to twice as many
+                are held. None: no shuffling.
+            local_shuffle_seed: The same seed gives the same order, and another one in each pass over the returned
+                `Batches`. It implies `preserve_order`. None: a random order.
+            collate_fn: What makes a batch of a batch; it may return anything. A function runs in worker threads, an
+                `async def` on the event loop. Without `preserve_order` a batch that is finished passes slower ones.
+            collate_workers: Calls of `collate_fn` at a time; twice as many batches are in flight at most. None:
+                `prefetch_batches`, but 4 at most and 1 at least.
+            finalize_fn: What makes the final batch, for example on a device, called for one batch at a time, as late
+                as `prefetch_to_device` allows; a function runs in a worker thread, an `async def` on the event loop.
+            prefetch_to_device: Finalized batches that wait beside the one in use, at most; 0: a batch is finalized when
+                it is asked for.
 
         Returns:
             Batches: each `async for` over it is one full pass.
@@ -176,9 +196,130 @@ class Dataset:
             [2 3]
         """
         batching = BatchOptions(
-            batch_size=batch_size, batch_format=batch_format, prefetch_batches=prefetch_batches, drop_last=drop_last
+            batch_size=batch_size,
+            batch_format=batch_format,
+            prefetch_batches=prefetch_batches,
+            max_prefetch_bytes=max_prefetch_bytes,
+            drop_last=drop_last,
+            local_shuffle_buffer_size=local_shuffle_buffer_size,
+            local_shuffle_seed=local_shuffle_seed,
+            collate_fn=collate_fn,
+            collate_workers=collate_workers,
+            finalize_fn=finalize_fn,
+            prefetch_to_device=prefetch_to_device,
         )
-        return Batches(self._plan, self._options, batching)
+        return self._batches(batching)
+
+    def aiter_torch_batches(
+        self,
+        *,
+        batch_size: int | None = 256,
+        dtypes: Any = None,
+        device: Any = "auto",
+        pin_memory: bool = False,
+        prefetch_batches: int = 2,
+        max_prefetch_bytes: int | None = None,
+        drop_last: bool = False,
+        local_shuffle_buffer_size: int | None = None,
+        local_shuffle_seed: int | None = None,
+        collate_fn: Callable[[Any], Any] | None = None,
+        collate_workers: int | None = None,
+        prefetch_to_device: int = 1,
+    ) -> Batches:
+        """Return batches of torch tensors on a device, for `async for`: dicts of tensors of shape `(rows, ...)`.
+
+        The tensors are copies of the data: they are writable, and writing to them changes nothing else.
+
+        Args:
+            batch_size: Rows per batch, as in `aiter_batches`.
+            dtypes: A `torch.dtype` for all columns, or a dict of them by column; None: as the data is.
+            device: Where the tensors go: `"auto"` (the current CUDA device if there is one, else the CPU), or anything
+                that `torch.device` takes. The copy to a device is non-blocking, and made ahead of need.
+            pin_memory: Whether tensors go through page-locked memory, from which copies to a CUDA device overlap with
+                computing; without CUDA it changes nothing.
+            prefetch_batches: As in `aiter_batches`.
+            max_prefetch_bytes: As in `aiter_batches`; it does not count what is on a device.
+            drop_last: As in `aiter_batches`.
+            local_shuffle_buffer_size: As in `aiter_batches`.
+            local_shuffle_seed: As in `aiter_batches`.
+            collate_fn: What makes tensors of a batch in the `"numpy"` format; every tensor in the dicts, lists and
+                tuples that it returns is pinned and moved.
+            collate_workers: As in `aiter_batches`.
+            prefetch_to_device: Batches on the device beside the one in use, at most.
+
+        Raises:
+            OptionError: An argument has a value that can not work, or torch is not installed.
+
+        Example:
+            ```python
+            async for batch in ds.aiter_torch_batches(batch_size=1024, dtypes=torch.float32, device="cuda"):
+                loss = model(batch["x"])
+            ```
+        """
+        return self._batches(
+            torch_options(
+                batch_size=batch_size,
+                dtypes=dtypes,
+                device=device,
+                pin_memory=pin_memory,
+                prefetch_batches=prefetch_batches,
+                max_prefetch_bytes=max_prefetch_bytes,
+                drop_last=drop_last,
+                local_shuffle_buffer_size=local_shuffle_buffer_size,
+                local_shuffle_seed=local_shuffle_seed,
+                collate_fn=collate_fn,
+                collate_workers=collate_workers,
+                prefetch_to_device=prefetch_to_device,
+            )
+        )
+
+    def aiter_rows(self) -> Rows:
+        """Return the rows as dicts of Python values, for `async for`.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> async def main():
+            ...     return [row["id"] async for row in aiodata.range(3).aiter_rows()]
+            >>> asyncio.run(main())
+            [0, 1, 2]
+        """
+        return Rows(self.aiter_batches(batch_format="pyarrow"))
+
+    def aiter_bundles(self) -> Batches:
+        """Return references to the blocks, for `async for`: each a `RefBundle`; nothing is fetched.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> async def main():
+            ...     return [bundle.num_rows async for bundle in aiodata.range(6, num_blocks=2).aiter_bundles()]
+            >>> asyncio.run(main())
+            [3, 3]
+        """
+
+        def open_pass(epoch: int) -> Consumer:
+            return Consumer(LocalFeed(self._plan, self._options), BundlePipeline(), self._options, epoch)
+
+        return Batches(open_pass, "bundles")
+
+    async def materialize(self) -> Dataset:
+        """Run the dataset once, in source order, and return its blocks as a dataset, whose passes run no task for them.
+
+        The blocks stay where the run made them, on Ray in the object store, as long as the returned dataset lives; they
+        have to fit there. It runs where they are: on the same runtime.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> async def main():
+            ...     ds = await aiodata.range(4).map_batches(lambda batch: {"id": batch["id"] * 2}).materialize()
+            ...     return await ds.count(), await ds.count()
+            >>> asyncio.run(main())
+            (4, 4)
+        """
+        async with self.with_options(preserve_order=True).aiter_bundles() as iterator:
+            bundles = [bundle async for bundle in iterator]
+        schema = bundles[0].metadata.schema if bundles else await self.schema()
+        source = StoredSource("materialized", tuple(bundles), schema)
+        return Dataset(Plan(Read(source)), self._options.override(runtime=iterator.stats().runtime))
 
     async def schema(self) -> pa.Schema:
         """Return the schema; it is read from a file's footer, or else from the first block of a short run.
@@ -247,104 +388,20 @@ class Dataset:
             blocks = [block async for block in batches]
         return concat_blocks(blocks) if blocks else (await self.schema()).empty_table()
 
+    def _batches(self, batching: BatchOptions) -> Batches:
+        options = self._options
+        if batching.is_order_asked_for:
+            options = options.override(preserve_order=True)
+        # Drawn once, so that the passes of one `Batches` differ by their number alone.
+        batching = batching.with_seed()
+
+        def open_pass(epoch: int) -> Consumer:
+            pipeline = make_pipeline(
+                batching, epoch=epoch, is_ordered=options.preserve_order, grace_s=options.close_timeout_s
+            )
+            return Consumer(LocalFeed(self._plan, options), pipeline, options, epoch)
+
+        return Batches(open_pass, f"{batching}")
+
     def _then(self, step: Apply | Limit) -> Dataset:
         return Dataset(self._plan.then(step), self._options)
-
-
-def read_parquet(
-    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
-    *,
-    columns: Sequence[str] | None = None,
-    filter: pc.Expression | None = None,  # noqa: A002 - the field's name for it.
-    filesystem: Any = None,
-) -> Dataset:
-    """Read Parquet files, by row group.
-
-    Args:
-        paths: A file, a directory (with its subdirectories), a glob (`*` within a directory, `**` across), a URI that
-            `pyarrow.fs` knows (`s3://...`), or a list of these. Files are read in the order of their paths.
-        columns: The columns to read; None: all.
-        filter: The rows to read, as a `pyarrow.compute.Expression`; row groups whose statistics rule them out are
-            skipped.
-        filesystem: A `pyarrow.fs.FileSystem` that the paths are in; None: local, or the URI's.
-
-    Returns:
-        A Dataset; nothing is listed or read before it is iterated. Then a missing, corrupt or unreadable file, and a
-        path that matches none, is a `SourceError` that names it.
-
-    Example:
-        ```python
-        async for batch in aiodata.read_parquet("flights/*.parquet", columns=["dep_delay"]).aiter_batches():
-            ...
-        ```
-    """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not given:
-        raise OptionError("paths=[] must name at least one file, directory or glob")
-    is_local = filesystem is None or isinstance(filesystem, pafs.LocalFileSystem)
-    names = tuple(_absolute(os.fspath(path)) if is_local else os.fspath(path) for path in given)
-    if filter is not None and not isinstance(filter, pc.Expression):
-        raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
-    if columns is not None and not columns:
-        raise OptionError("columns=[] must name at least one column")
-    source = ParquetSource(names, None if columns is None else tuple(columns), filter, filesystem)
-    return _dataset(source)
-
-
-def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - as in every such library.
-    """Count from 0 to `n`, in the column `id` (int64).
-
-    Args:
-        n: The number of rows.
-        num_blocks: The number of blocks, each made by a task of its own; None: as suits the CPUs.
-
-    Example:
-        >>> import asyncio
-        >>> asyncio.run(range(3).take())
-        [{'id': 0}, {'id': 1}, {'id': 2}]
-    """
-    at_least("n", n, 0)
-    at_least("num_blocks", num_blocks, 1, optional=True)
-    return _dataset(RangeSource(n, num_blocks))
-
-
-def from_items(items: Sequence[Any]) -> Dataset:
-    """Make a dataset of Python objects: dicts become columns, anything else the column `item`.
-
-    Example:
-        >>> import asyncio
-        >>> asyncio.run(from_items(["a", "b"]).take())
-        [{'item': 'a'}, {'item': 'b'}]
-    """
-    try:
-        block = from_rows(list(items))
-    except ValueError as error:
-        raise OptionError(f"items do not go together: {error}") from error
-    return _dataset(TableSource("from_items", (block,)))
-
-
-def from_arrow(obj: Any) -> Dataset:
-    """Make a dataset of Arrow data, without copying it.
-
-    Args:
-        obj: A Table, anything with `__arrow_c_stream__` (polars, duckdb, pandas, ...), or a list of these.
-
-    Example:
-        >>> import asyncio
-        >>> asyncio.run(from_arrow(pa.table({"x": [1]})).take())
-        [{'x': 1}]
-    """
-    tables = [as_block(one) for one in (obj if isinstance(obj, list | tuple) else [obj])]
-    if not tables:
-        raise OptionError("obj=[] must hold at least one table; an empty table will do")
-    blocks = tuple(block for table in tables for block in split_table(table, _MEMORY_BLOCK_BYTES))
-    return _dataset(TableSource("from_arrow", blocks))
-
-
-def _dataset(source: Source) -> Dataset:
-    return Dataset(Plan(Read(source)), ExecutionOptions())
-
-
-def _absolute(path: str) -> str:
-    """Return a local path so that workers, whose working directory may be another, find it too."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -3,22 +3,33 @@
 A block is converted one stretch of rows at a time and the result is sliced per batch: slicing a converted
 column costs a fraction of converting a slice.
 
-How Arrow types look as `"numpy"`:
+How Arrow types look as `"numpy"`; a column has nulls where there are some in its stretch:
 
 | Arrow | numpy |
 |---|---|
 | integers, floats, no nulls | the same type, zero-copy and read-only |
-| integers with nulls | float64, null is NaN |
+| integers with nulls; floats with nulls | float64, exact up to 2**53; the same type; null is NaN |
 | bool | bool; with nulls: object, null is None |
-| timestamp, date, duration | datetime64 / timedelta64, null is NaT |
-| fixed-size lists and tensors of numbers | shape `(rows, ...)`; with nulls: as lists |
-| lists | object: one numpy array per row, null is None |
-| string, binary, decimal, struct, other | object: Python values, null is None |
+| date32, date64 | datetime64[D], datetime64[ms]; null is NaT |
+| timestamp, duration | datetime64 (UTC where there is a time zone), timedelta64, of the same unit; null is NaT |
+| fixed-size lists of these, tensors | shape `(rows, ...)`, permuted as the type says; with nulls anywhere: as lists |
+| lists | object: one numpy array per row, by these rules; null is None |
+| dictionary, run-end encoded; extension | as their values; as its storage |
+| string, binary, decimal, time, struct, map, null | object: Python values, a map's a list of pairs; null is None |
+
+The others:
+
+| format | rows |
+|---|---|
+| `"pyarrow"` | a Table, zero-copy |
+| `"pandas"` | copied, as numpy has them; but str (pandas 3), category, dates as objects, time zones, tensors flat |
+| `"polars"` | its own types, null is null, tensors flat; strings, binary, dictionaries and times are copied |
+| `"torch"` | copied, CPU tensors of what is numbers or bools as numpy; a ValueError for what is not |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
@@ -27,21 +38,39 @@ import pyarrow as pa
 from aiodata.block import concat_blocks
 from aiodata.errors import OptionError
 
-BatchFormat = Literal["numpy", "pyarrow", "pandas", "polars"]
+BatchFormat = Literal["numpy", "pyarrow", "pandas", "polars", "torch"]
 
-# Values that are converted in one go where each becomes a Python object or is copied: well below a millisecond's
-# worth, so that a conversion never holds an event loop (or, in a thread, the interpreter) for long.
+# What may be converted in one go: 0.1 to 0.8 ms of work, so that nothing holds an event loop (or, in a thread, the
+# interpreter) for long. A Python object takes 25 ns (a string) to 200 ns (a dict, an array), a word of 8 bytes that is
+# copied 0.2 ns (as it is) to 3 ns (an integer among nulls).
 _OBJECTS_PER_STRETCH = 4096
 _COPIES_PER_STRETCH = 262_144
 
+# A column takes 1 to 3 µs per stretch, however few its rows: as long as 64 strings or 512 words. With more columns than
+# these a stretch grows with their number, so that the rows have a fair share of the time.
+_COLUMNS_OF_OBJECTS = 64
+_COLUMNS_OF_COPIES = 512
+
+# What counts as so many words: a string that polars refers to (7 to 14 ns), and a cast to a type that numpy lacks, for
+# torch casts more than 32,768 values in threads, and waits for them. How long a list is, is a guess.
+_WORDS_PER_STRING = 8
+_WORDS_PER_CAST = 8
+_VALUES_PER_LIST = 8
+
 
 class Format(Protocol):
-    """Converts stretches of a block, slices what was converted, joins slices."""
+    """Converts stretches of a block, slices what was converted, joins slices.
+
+    Attributes:
+        name: What users call it.
+        join_copies: Whether `join` copies the rows, rather than referring to them.
+    """
 
     name: BatchFormat
+    join_copies: bool
 
     def stretch(self, schema: pa.Schema) -> int | None:
-        """Rows of `schema` to convert in one go; None: all of them."""
+        """Rows of `schema` to convert in one go, at least one; None: all of them."""
 
     def convert(self, segment: pa.RecordBatch) -> Any:
         """Return the rows of `segment` in this format."""
@@ -53,22 +82,25 @@ class Format(Protocol):
         """Put converted pieces end to end."""
 
 
-def get_format(name: str) -> Format:
+def get_format(name: str, dtypes: Any = None) -> Format:
     """Return the format called `name`.
 
+    Args:
+        name: One of `BatchFormat`.
+        dtypes: For `"torch"`: a `torch.dtype` for every column, or a mapping of columns to theirs; columns that it
+            does not name keep their type.
+
     Raises:
-        OptionError: There is none of that name, or its library is not installed.
+        OptionError: There is none of that name, its library is not installed, or it can not have these `dtypes`.
     """
-    match name:
-        case "numpy":
-            return _Numpy()
-        case "pyarrow":
-            return _Arrow()
-        case "pandas":
-            return _Pandas()
-        case "polars":
-            return _Polars()
-    raise OptionError(f"batch_format={name!r} is unknown; use one of {get_args(BatchFormat)}")
+    if name == "torch":
+        return _Torch(dtypes)
+    known: dict[str, Callable[[], Format]] = {"numpy": _Numpy, "pyarrow": _Arrow, "pandas": _Pandas, "polars": _Polars}
+    if name not in known:
+        raise OptionError(f"batch_format={name!r} is unknown; use one of {get_args(BatchFormat)}")
+    if dtypes is not None:
+        raise OptionError(f"dtypes={dtypes!r} goes with batch_format='torch', not with {name!r}; leave it out")
+    return known[name]()
 
 
 def _require(module: str) -> Any:
@@ -78,15 +110,38 @@ def _require(module: str) -> Any:
         raise OptionError(f"batch_format={module!r} needs the package {module}: pip install {module}") from error
 
 
-class _Numpy:
-    name: BatchFormat = "numpy"
+class _Costed:
+    """Remembers how many rows to convert in one go: with many columns that takes as long as converting them."""
+
+    def __init__(self) -> None:
+        self._schema: pa.Schema | None = None
+        self._stretch: int | None = None
 
     def stretch(self, schema: pa.Schema) -> int | None:
-        costly = sum(not _is_plain(field.type) for field in schema)
-        return max(1, _OBJECTS_PER_STRETCH // costly) if costly else None
+        if self._schema is None or not schema.equals(self._schema):
+            self._schema, self._stretch = schema, self._num_rows(schema)
+        return self._stretch
+
+    def _num_rows(self, schema: pa.Schema) -> int | None:
+        objects, words = map(sum, zip((0.0, 0.0), *map(self._cost, schema), strict=True))
+        limits = []
+        if objects:
+            limits.append(_OBJECTS_PER_STRETCH * max(1, len(schema) / _COLUMNS_OF_OBJECTS) / objects)
+        if words:
+            limits.append(_COPIES_PER_STRETCH * max(1, len(schema) / _COLUMNS_OF_COPIES) / words)
+        return max(1, int(min(limits))) if limits else None
+
+    def _cost(self, field: pa.Field) -> tuple[float, float]:
+        """Return how many Python objects a row's value makes, and how many words are copied for it."""
+        raise NotImplementedError
+
+
+class _Numpy(_Costed):
+    name: BatchFormat = "numpy"
+    join_copies = True
 
     def convert(self, segment: pa.RecordBatch) -> dict[str, np.ndarray[Any, Any]]:
-        return {name: column_to_numpy(segment.column(i)) for i, name in enumerate(segment.schema.names)}
+        return dict(zip(segment.schema.names, map(column_to_numpy, segment.columns), strict=True))
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         return {name: column[start:stop] for name, column in rows.items()}
@@ -95,9 +150,16 @@ class _Numpy:
         names = dict.fromkeys(name for piece in pieces for name in piece)
         return {name: _join_columns(name, _gather(name, pieces)) for name in names}
 
+    def _cost(self, field: pa.Field) -> tuple[float, float]:
+        if not _is_plain(field.type):
+            return _objects(field.type), 0
+        # Where there are nulls more is copied, or even made an object, but a schema does not tell.
+        return 0, pa.types.is_boolean(field.type) or pa.types.is_date(field.type)
+
 
 class _Arrow:
     name: BatchFormat = "pyarrow"
+    join_copies = False
 
     def stretch(self, schema: pa.Schema) -> int | None:
         return None
@@ -112,19 +174,19 @@ class _Arrow:
         return concat_blocks(pieces)
 
 
-class _Pandas:
+class _Pandas(_Costed):
     name: BatchFormat = "pandas"
+    join_copies = True
 
     def __init__(self) -> None:
+        super().__init__()
         self._pandas = _require("pandas")
-
-    def stretch(self, schema: pa.Schema) -> int | None:
-        costly = sum(not _is_plain(field.type) for field in schema)
-        per_stretch = _OBJECTS_PER_STRETCH if costly else _COPIES_PER_STRETCH
-        return max(1, per_stretch // max(1, costly or len(schema)))
+        # From pandas 3 on strings stay in Arrow's memory, before they become objects.
+        self._has_strings = pa.array(["a"]).to_pandas().dtype != object
 
     def convert(self, segment: pa.RecordBatch) -> Any:
-        return segment.to_pandas(use_threads=False, ignore_metadata=True)
+        compact = _compact(segment, lambda column: bool(pa.types.is_map(column.type)))
+        return compact.to_pandas(use_threads=False, ignore_metadata=True)
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         return rows.iloc[start:stop].reset_index(drop=True)
@@ -132,18 +194,26 @@ class _Pandas:
     def join(self, pieces: Sequence[Any]) -> Any:
         return self._pandas.concat(pieces, ignore_index=True)
 
+    def _cost(self, field: pa.Field) -> tuple[float, float]:
+        kind = field.type
+        if pa.types.is_date(kind):
+            return 1, 1
+        if pa.types.is_dictionary(kind):
+            return 0, 1  # All of a dictionary is converted for each stretch, so there should be few.
+        is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
+        return 0 if self._has_strings and is_string else _objects(kind), 1
 
-class _Polars:
+
+class _Polars(_Costed):
     name: BatchFormat = "polars"
+    join_copies = False
 
     def __init__(self) -> None:
+        super().__init__()
         self._polars = _require("polars")
 
-    def stretch(self, schema: pa.Schema) -> int | None:
-        return _COPIES_PER_STRETCH
-
     def convert(self, segment: pa.RecordBatch) -> Any:
-        return self._polars.from_arrow(segment, rechunk=False)
+        return self._polars.from_arrow(_compact(segment, self._needs_copy), rechunk=False)
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         return rows.slice(start, stop - start)
@@ -154,13 +224,102 @@ class _Polars:
         except self._polars.exceptions.PolarsError as error:
             raise ValueError(f"blocks of one dataset have schemas that do not go together: {error}") from error
 
+    def _cost(self, field: pa.Field) -> tuple[float, float]:
+        return 0, self._words(field.type)
+
+    def _words(self, kind: pa.DataType) -> float:
+        return _weigh(kind, lambda leaf: 0 if _is_plain(leaf) or pa.types.is_decimal128(leaf) else _WORDS_PER_STRING)
+
+    def _needs_copy(self, column: pa.Array) -> bool:
+        kind = getattr(column.type, "storage_type", column.type)
+        # Polars (2.1) refuses slices of fixed-size lists with nulls.
+        return self._words(kind) > 0 or (column.null_count > 0 and bool(pa.types.is_fixed_size_list(kind)))
+
+
+class _Torch(_Costed):
+    # Each stretch is copied once: so tensors can be written to, and keep no block alive.
+    name: BatchFormat = "torch"
+    join_copies = True
+
+    def __init__(self, dtypes: Any) -> None:
+        super().__init__()
+        self._torch = _require("torch")
+        self._dtypes = dict(dtypes) if isinstance(dtypes, Mapping) else {}
+        self._dtype = None if isinstance(dtypes, Mapping) else dtypes
+        asked = [*self._dtypes.values()] if self._dtype is None else [self._dtype]
+        if any(not isinstance(one, self._torch.dtype) for one in asked):
+            raise OptionError(f"dtypes={dtypes!r} must be a torch.dtype, or a mapping of columns to one each")
+        self._numpy_has_all = None not in map(_numpy_type, asked)
+
+    def convert(self, segment: pa.RecordBatch) -> dict[str, Any]:
+        names = segment.schema.names
+        if unknown := [name for name in self._dtypes if name not in names]:
+            raise ValueError(f"dtypes names columns that are not there: {unknown}; there are {names}")
+        with np.errstate(all="ignore"):  # A cast may overflow, as torch's do.
+            return {name: self._to_tensor(name, column) for name, column in zip(names, segment.columns, strict=True)}
+
+    def slice(self, rows: Any, start: int, stop: int) -> Any:
+        # Plain slices of a tensor share its version counter: to change one in place fails the backward pass of those
+        # used before. And pickled, each is as large as the tensor. By way of numpy, neither is so, in the same time.
+        if self._numpy_has_all:
+            from_numpy = self._torch.from_numpy
+            return {name: from_numpy(tensor.numpy()[start:stop]) for name, tensor in rows.items()}
+        return {name: tensor[start:stop].data for name, tensor in rows.items()}
+
+    def join(self, pieces: Sequence[Any]) -> Any:
+        names = dict.fromkeys(name for piece in pieces for name in piece)
+        return {name: self._join_tensors(name, [piece.get(name) for piece in pieces]) for name in names}
+
+    def _cost(self, field: pa.Field) -> tuple[float, float]:
+        dtype = self._dtypes.get(field.name, self._dtype)
+        least = 0 if dtype is None else dtype.itemsize / 8
+        words = max(1, _weigh(field.type, lambda leaf: max(least, leaf.bit_width / 64 if _is_plain(leaf) else 0)))
+        return 0, words * (1 if self._numpy_has_all else _WORDS_PER_CAST)
+
+    def _to_tensor(self, name: str, array: pa.Array) -> Any:
+        column = column_to_numpy(array)
+        if column.dtype.kind not in "biuf":
+            nulls = " with nulls" if _is_plain(array.type) and column.dtype == object else ""
+            raise ValueError(
+                f"column {name!r} is {array.type}{nulls}, which torch has no tensors for: leave it out with "
+                "select_columns, convert it with map_batches, or give a collate_fn, which gets numpy columns"
+            )
+        dtype = self._dtypes.get(name, self._dtype)
+        has_nan = dtype is None or dtype.is_floating_point or dtype.is_complex
+        if not has_nan and column.dtype.kind == "f" and np.isnan(column).any():
+            raise ValueError(f"column {name!r} has nulls or NaN, but {dtype} none; fill them, or ask for a float type")
+        return self._own_tensor(column, dtype)
+
+    def _own_tensor(self, column: np.ndarray[Any, Any], dtype: Any = None) -> Any:
+        kind = column.dtype if dtype is None else _numpy_type(dtype)
+        if kind is None:
+            return self._torch.tensor(np.ascontiguousarray(column), dtype=dtype, device="cpu")
+        # Not by torch, which would warn of read-only arrays; those that are not are copies already.
+        return self._torch.from_numpy(column.astype(kind, order="C", copy=not column.flags.writeable))
+
+    def _join_tensors(self, name: str, tensors: Sequence[Any]) -> Any:
+        """Join by numpy's rules, for torch has others."""
+        if any(one is None for one in tensors):
+            raise ValueError(f"column {name!r} is missing in some blocks; add it with map_batches, or leave it out")
+        dtype = tensors[0].dtype
+        if _numpy_type(dtype) is not None:
+            return self._own_tensor(_concatenate(name, [one.numpy() for one in tensors]))
+        return self._own_tensor(_concatenate(name, [one.float().numpy() for one in tensors]), dtype)
+
+
+def _numpy_type(dtype: Any) -> Any:
+    """Return numpy's type for torch's, or None where there is none, as for bfloat16."""
+    return getattr(np, str(dtype).removeprefix("torch."), None)
+
 
 def column_to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
     """Convert one Arrow array by the rules at the top of this file; zero-copy where the layout allows."""
     kind = array.type
     shape: tuple[int, ...] = ()
+    axes: tuple[int, ...] = ()
     if isinstance(kind, pa.BaseExtensionType):
-        shape = tuple(kind.shape) if isinstance(kind, pa.FixedShapeTensorType) else ()
+        if isinstance(kind, pa.FixedShapeTensorType):
+            shape, axes = tuple(kind.shape), tuple(1 + axis for axis in kind.permutation or ())
         array, kind = array.storage, array.storage.type
     if pa.types.is_fixed_size_list(kind) and _is_plain(kind) and not array.null_count:
         values = array
@@ -168,46 +327,67 @@ def column_to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
         while pa.types.is_fixed_size_list(values.type) and not values.null_count:
             sizes, values = (*sizes, values.type.list_size), values.flatten()
         if not values.null_count:
-            tensors: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False)
-            return tensors.reshape(len(array), *(shape or sizes))
+            tensors: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False).reshape(len(array), *(shape or sizes))
+            # Not to_numpy_ndarray, which (in pyarrow 26) mixes up the values where a permutation is a cycle of three.
+            return tensors.transpose(0, *axes) if axes else tensors
+    if pa.types.is_map(kind):
+        array = pa.concat_arrays([array])  # As in `_compact`.
     column: np.ndarray[Any, Any] = array.to_numpy(zero_copy_only=False)
     return column
 
 
+def _compact(segment: pa.RecordBatch, needs_it: Callable[[pa.Array], bool]) -> pa.RecordBatch:
+    """Copy nested columns of which else all would be converted that they are a slice of, for each slice again."""
+    for index, kind in enumerate(segment.schema.types):
+        if getattr(kind, "storage_type", kind).num_fields and needs_it(column := segment.column(index)):
+            segment = segment.set_column(index, segment.schema.field(index), pa.concat_arrays([column]))
+    return segment
+
+
 def _is_plain(kind: pa.DataType) -> bool:
-    """Whether values of this type convert without making Python objects."""
+    """Whether values of this type convert without making Python objects, unless there are nulls."""
     if isinstance(kind, pa.FixedShapeTensorType):
         return True
     if pa.types.is_fixed_size_list(kind):
         return _is_plain(kind.value_type)
-    return bool(pa.types.is_primitive(kind) and not pa.types.is_decimal(kind))
+    return bool(pa.types.is_primitive(kind) and not (pa.types.is_time(kind) or pa.types.is_interval(kind)))
+
+
+def _weigh(kind: pa.DataType, weigh_leaf: Callable[[pa.DataType], float], *, count_containers: bool = False) -> float:
+    """Sum up the leaves in a value, and for what holds them one each and one per field, as often as a row has them."""
+    kind = getattr(kind, "storage_type", kind)
+    if not kind.num_fields:
+        return weigh_leaf(kind)
+    is_one = pa.types.is_struct(kind) or pa.types.is_union(kind)
+    times = kind.list_size if pa.types.is_fixed_size_list(kind) else 1 if is_one else _VALUES_PER_LIST
+    fields = [kind.field(i).type for i in range(kind.num_fields)]
+    values = times * sum(_weigh(one, weigh_leaf, count_containers=count_containers) for one in fields)
+    return values + (1 + len(fields) if count_containers else 0)
+
+
+def _objects(kind: pa.DataType) -> float:
+    return _weigh(kind, lambda leaf: 0 if _is_plain(leaf) else 1, count_containers=True)
 
 
 def _gather(name: str, pieces: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
     """Return a column's parts; where a piece lacks it, nulls."""
     present = [piece[name] for piece in pieces if name in piece]
-    if len(present) == len(pieces):
-        return present
-    rows = [len(next(iter(piece.values()))) for piece in pieces]
-    return [piece.get(name, _missing(num, present)) for piece, num in zip(pieces, rows, strict=True)]
+    return [piece[name] if name in piece else _missing(len(next(iter(piece.values()))), present) for piece in pieces]
 
 
 def _join_columns(name: str, columns: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     if len({column.ndim for column in columns}) > 1:
         # Tensors are objects where some of them are null: then all of them have to be.
-        columns = [_as_objects(column) for column in columns]
+        columns = [np.fromiter(column, object, count=len(column)) for column in columns]
+    return _concatenate(name, columns)
+
+
+def _concatenate(name: str, columns: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     try:
         return np.concatenate(columns)
     except (ValueError, TypeError) as error:
         kinds = [f"{column.dtype}{list(column.shape[1:])}" for column in columns]
         raise ValueError(f"column {name!r} has types that do not go together in different blocks: {kinds}") from error
-
-
-def _as_objects(column: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    objects = np.empty(len(column), dtype=object)
-    for index, value in enumerate(column):
-        objects[index] = value
-    return objects
 
 
 def _missing(num_rows: int, others: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:

@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, Self
 
-from aiodata.batching.consumer import BatchOptions, Consumer
+from aiodata.batching.consumer import Consumer
+from aiodata.batching.cutter import Signal
 from aiodata.errors import ClosedError
-from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Plan
 from aiodata.stats import IterationStats
 
 
 class Batches:
-    """The batches of a dataset; each `async for` over it is one full pass.
+    """The batches of a dataset; each `async for` over it is one full pass: an epoch.
+
+    Args:
+        open_pass: Returns a consumer for the pass of that number.
+        label: What is iterated, for `repr`.
 
     Example:
         >>> import asyncio, aiodata
@@ -27,17 +31,19 @@ class Batches:
         [2 3]
     """
 
-    def __init__(self, plan: Plan, execution: ExecutionOptions, batching: BatchOptions) -> None:
+    def __init__(self, open_pass: Callable[[int], Consumer], label: str) -> None:
         """Hold the recipe; nothing runs."""
-        self._plan = plan
-        self._execution = execution
-        self._batching = batching
+        self._open_pass = open_pass
+        self._label = label
+        self._num_passes = 0
         # By task, since tasks may enter and leave in any order.
         self._entered: dict[asyncio.Task[Any] | None, list[BatchIterator]] = {}
 
     def __aiter__(self) -> BatchIterator:
         """Return an iterator for one pass."""
-        return BatchIterator(self._plan, self._execution, self._batching)
+        epoch = self._num_passes
+        self._num_passes += 1
+        return BatchIterator(self._open_pass(epoch))
 
     async def __aenter__(self) -> BatchIterator:
         """Return an iterator for one pass, which is closed when the `async with` is left."""
@@ -57,8 +63,8 @@ class Batches:
         await iterator.aclose()
 
     def __repr__(self) -> str:
-        """Show the options."""
-        return f"<Batches {self._batching}>"
+        """Show what is iterated, and how."""
+        return f"<Batches {self._label}>"
 
 
 class BatchIterator:
@@ -73,9 +79,9 @@ class BatchIterator:
 
     __slots__ = ("__weakref__", "_consumer")
 
-    def __init__(self, plan: Plan, execution: ExecutionOptions, batching: BatchOptions) -> None:
-        """Hold the recipe; the run starts with the first `__anext__`."""
-        self._consumer = Consumer(plan, execution, batching)
+    def __init__(self, consumer: Consumer) -> None:
+        """Hold the consumer; its run starts with the first `__anext__`."""
+        self._consumer = consumer
 
     def __aiter__(self) -> Self:
         """Return itself."""
@@ -92,10 +98,10 @@ class BatchIterator:
             RuntimeUnavailableError: Ray can not be reached or started.
         """
         consumer = self._consumer
-        batch = consumer.ready_batch()
-        if batch is not None:
-            return batch
         try:
+            batch = consumer.ready_batch()
+            if type(batch) is not Signal:
+                return batch
             return await consumer.next_batch()
         except BaseException:
             # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run.

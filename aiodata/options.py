@@ -25,6 +25,7 @@ class ExecutionOptions:
         target_block_bytes: Size that blocks grow to, in bytes; the first ones of a task are smaller.
         task_max_retries: How often a task whose worker died is run again (Ray).
         close_timeout_s: Bound on closing a run, in seconds.
+        measure_loop_lag: Whether a pass measures how late the event loop serves a timer; see `LoopLagMonitor`.
 
     Raises:
         OptionError: A value that can not work.
@@ -40,6 +41,7 @@ class ExecutionOptions:
     target_block_bytes: int = 16 * MIB
     task_max_retries: int = 3
     close_timeout_s: float = 5.0
+    measure_loop_lag: bool = False
 
     def __post_init__(self) -> None:
         """Validate every field once, so that nothing else has to."""
@@ -49,6 +51,7 @@ class ExecutionOptions:
         at_least("target_block_bytes", self.target_block_bytes, 1)
         at_least("task_max_retries", self.task_max_retries, 0)
         true_or_false("preserve_order", self.preserve_order)
+        true_or_false("measure_loop_lag", self.measure_loop_lag)
         timeout: object = self.close_timeout_s
         if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
             raise OptionError(f"close_timeout_s={timeout!r} must be above 0 seconds")

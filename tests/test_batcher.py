@@ -35,7 +35,7 @@ def rows_in(batch: Any, fmt: str) -> list[Row]:
 
 def drain(batcher: Batcher) -> list[Any]:
     batches = []
-    while (batch := batcher.next()) is not None:
+    while (batch := batcher.next_at_once()) is not None:
         batches.append(batch)
     return batches
 

@@ -6,6 +6,7 @@ import pyarrow.parquet
 import pytest
 from typer.testing import CliRunner, Result
 
+import aiodata
 from aiodata import cli
 
 ROWS = 1_000
@@ -80,7 +81,7 @@ def test_scan_leaves_with_130_and_no_words_on_ctrl_c(dataset: str, monkeypatch: 
     def interrupt(_main: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_run", interrupt)
+    monkeypatch.setattr(aiodata, "run", interrupt)
     result = invoke("scan", dataset)
     assert result.exit_code == 130
     assert result.output == ""

@@ -12,7 +12,7 @@ import pytest
 
 import aiodata
 from aiodata import ExecutionOptions, OptionError
-from aiodata.batching.consumer import BatchOptions
+from aiodata.batching.options import BatchOptions
 from aiodata.options import at_least, read_environment
 
 BAD_EXECUTION = [
@@ -26,6 +26,7 @@ BAD_EXECUTION = [
     ("target_block_bytes", "32MiB", "must be an integer of at least 1"),
     ("task_max_retries", -1, "must be an integer of at least 0"),
     ("task_max_retries", None, "must be an integer of at least 0"),
+    ("measure_loop_lag", 1, "must be True or False"),
     ("close_timeout_s", 0, "must be above 0 seconds"),
     ("close_timeout_s", -1.0, "must be above 0 seconds"),
     ("close_timeout_s", math.nan, "must be above 0 seconds"),
@@ -42,8 +43,17 @@ BAD_BATCHING = [
     ("batch_size", "all", "must be an integer of at least 1 or None"),
     ("prefetch_batches", -1, "must be an integer of at least 0"),
     ("prefetch_batches", None, "must be an integer of at least 0"),
-    ("batch_format", "csv", "use one of ('numpy', 'pyarrow', 'pandas', 'polars')"),
-    ("batch_format", None, "use one of ('numpy', 'pyarrow', 'pandas', 'polars')"),
+    ("max_prefetch_bytes", 0, "must be an integer of at least 1 or None"),
+    ("local_shuffle_buffer_size", 0, "must be an integer of at least 1 or None"),
+    ("local_shuffle_seed", -1, "must be an integer of at least 0 or None"),
+    ("local_shuffle_seed", 3, "needs local_shuffle_buffer_size"),
+    ("collate_fn", "lower", "must be a function of a batch"),
+    ("collate_workers", 2, "needs a collate_fn"),
+    ("collate_workers", 0, "must be an integer of at least 1 or None"),
+    ("finalize_fn", 3, "must be a function of a batch"),
+    ("prefetch_to_device", -1, "must be an integer of at least 0"),
+    ("batch_format", "csv", "use one of ('numpy', 'pyarrow', 'pandas', 'polars', 'torch')"),
+    ("batch_format", None, "use one of ('numpy', 'pyarrow', 'pandas', 'polars', 'torch')"),
     ("drop_last", "no", "True or False"),
 ]
 

@@ -6,21 +6,25 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from aiodata import IterationStats, OperatorStats
+from aiodata import IterationStats, LoopLag, OperatorStats
 
 OPERATOR = OperatorStats("read_parquet(flights)", 12, 34, 5_678_901, 3 << 20, 4.5678)
 STATS = IterationStats(
     runtime="local",
+    epoch=0,
     rows=1_234_567,
     batches=4_823,
     bytes=1 << 20,
     blocks=3,
+    prefetched_bytes=1 << 20,
+    peak_prefetched_bytes=5 << 20,
     first_batch_s=0.0123,
     elapsed_s=9.8765,
     closing_s=0.0021,
     wait_s=1.111,
     format_s=2.222,
     user_s=3.333,
+    loop_lag=LoopLag(samples=200, p50_s=0.0001, p99_s=0.0012, max_s=0.0034),
     errors=(),
     operators=(OPERATOR,),
 )
@@ -31,7 +35,16 @@ def test_first_line_has_rows_batches_runtime_and_time() -> None:
 
 
 @pytest.mark.parametrize(
-    "words", ["first batch 12.3 ms", "closing 2.1 ms", "waited 1.111 s", "formatted 2.222 s", "consumer's own 3.333 s"]
+    "words",
+    [
+        "first batch 12.3 ms",
+        "closing 2.1 ms",
+        "waited 1.111 s",
+        "formatted 2.222 s",
+        "consumer's own 3.333 s",
+        "5.0 MiB",
+        "p99 1.2 ms",
+    ],
 )
 def test_table_says_where_the_time_went(words: str) -> None:
     assert words in str(STATS)

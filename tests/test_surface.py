@@ -21,8 +21,13 @@ PUBLIC = [
     "EpochError",
     "ExecutionOptions",
     "IterationStats",
+    "LoopLag",
+    "LoopLagMonitor",
     "OperatorStats",
     "OptionError",
+    "RefBundle",
+    "RowIterator",
+    "Rows",
     "RuntimeUnavailableError",
     "SourceError",
     "TaskError",
@@ -30,6 +35,7 @@ PUBLIC = [
     "from_items",
     "range",
     "read_parquet",
+    "run",
 ]
 
 

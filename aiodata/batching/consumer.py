@@ -8,57 +8,28 @@ from __future__ import annotations
 
 import asyncio
 import enum
-from collections.abc import Sequence
-from contextlib import suppress
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import anyio
 import anyio.lowlevel
-import pyarrow as pa
 
-from aiodata.batcher import Batcher
-from aiodata.batching.window import FetchWindow
-from aiodata.bundle import RefBundle
-from aiodata.concurrency import Supervisor, Wakeup, close_and_drop
-from aiodata.coordination import Coordinator
-from aiodata.errors import AiodataError, BusyError, TaskError
-from aiodata.execution.counters import OperatorCounters
-from aiodata.execution.executor import StreamingExecutor
-from aiodata.formats import get_format
-from aiodata.options import ExecutionOptions, at_least, true_or_false
-from aiodata.plan.nodes import Plan
-from aiodata.runtime import choose_runtime
-from aiodata.runtime.base import Runtime
+from aiodata.batching.cutter import Signal
+from aiodata.batching.feed import BundleSource, Feed
+from aiodata.batching.pipeline import Pipeline
+from aiodata.batching.times import PassTimes
+from aiodata.concurrency import LoopLagMonitor, Supervisor
+from aiodata.errors import AiodataError, BusyError
+from aiodata.options import ExecutionOptions
 from aiodata.stats import IterationStats
 
 # A consumer that never waits lets the loop run this often, in seconds.
 _YIELD_EVERY_S = 0.0005
 
-# Blocks that may wait for the consumer; the fetch window lets through no more.
-_MAX_WAITING_BLOCKS = 16
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class BatchOptions:
-    """How bundles become batches; see `Dataset.aiter_batches`."""
-
-    batch_size: int | None = 256
-    batch_format: str = "numpy"
-    prefetch_batches: int = 2
-    drop_last: bool = False
-
-    def __post_init__(self) -> None:
-        """Validate every field once.
-
-        Raises:
-            OptionError: A value that can not work.
-        """
-        at_least("batch_size", self.batch_size, 1, optional=True)
-        at_least("prefetch_batches", self.prefetch_batches, 0)
-        true_or_false("drop_last", self.drop_last)
-        get_format(self.batch_format)
+# A consumer that holds the loop for so long between two batches, in seconds, lets it have so many turns for the next
+# one: what is behind it then goes on as far as it can. A turn in which nothing happens costs some microseconds.
+_LONG_HOLD_S = 0.002
+_TURNS_AFTER_HOLD = 20
 
 
 class Phase(enum.Enum):
@@ -70,35 +41,32 @@ class Phase(enum.Enum):
 
 
 class Consumer:
-    """Runs one pass: hosts its coordinator and execution, fetches blocks ahead, cuts batches when asked.
+    """Runs one pass: hosts its supply and its pipeline in a supervised task, and hands out what they make.
 
     Args:
-        plan: What to iterate.
-        execution: How to run it.
-        batching: How to cut it.
+        feed: Where the bundles come from.
+        pipeline: What becomes of them.
+        options: How long closing may take, and whether the loop's lag is measured.
+        epoch: The pass's number, from 0.
     """
 
-    def __init__(self, plan: Plan, execution: ExecutionOptions, batching: BatchOptions) -> None:
+    def __init__(self, feed: Feed, pipeline: Pipeline, options: ExecutionOptions, epoch: int = 0) -> None:
         """Prepare; the run starts with the first batch that is asked for."""
-        self._plan = plan
-        self._execution = execution
-        self._batching = batching
+        self._feed = feed
+        self._pipeline = pipeline
+        self._options = options
+        self._epoch = epoch
         self._phase = Phase.NEW
         self._waiting = False
-        self._batcher = self._new_batcher()
-        self._blocks_in, self._blocks = anyio.create_memory_object_stream[pa.Table](_MAX_WAITING_BLOCKS)
-        self._arrived = Wakeup()
-        rows_ahead = (batching.batch_size or 0) * batching.prefetch_batches
-        blocks_ahead = batching.prefetch_batches if batching.batch_size is None else 1
-        self._window = FetchWindow(self._blocks_in, rows_ahead, blocks_ahead)
         self._supervisor = Supervisor(self._run, name="aiodata run", on_end=self._on_run_end)
         self._loops: list[asyncio.AbstractEventLoop] = []
         self._is_complete = False
-        self._runtime_name = ""
-        self._counters: Sequence[OperatorCounters] = ()
         # Until then, a batch that is ready is returned without a look at anything else.
         self._fast_until = 0.0
-        self._times = _Times()
+        self._times = PassTimes()
+        # Whether the loop has had a turn since the last batch that was waited for.
+        self._loop_has_turned = True
+        self._lag = LoopLagMonitor() if options.measure_loop_lag else None
 
     @property
     def closed(self) -> bool:
@@ -106,12 +74,16 @@ class Consumer:
         return self._phase is Phase.CLOSED
 
     def ready_batch(self) -> Any:
-        """Return the next batch if it takes only slicing, and the loop has had its turn lately; else None."""
+        """Return the next batch if it takes no wait, and the loop has had its turn lately; else a `Signal`."""
         now = perf_counter()
         if now >= self._fast_until:
-            return None
-        batch = self._cut()
-        if batch is not None:
+            return Signal.PENDING
+        try:
+            batch = self._pipeline.take()
+        except Exception:
+            self._end()
+            raise
+        if type(batch) is not Signal:
             self._times.on_ready_batch(now)
         return batch
 
@@ -128,13 +100,19 @@ class Consumer:
             raise StopAsyncIteration
         self._waiting = True
         self._fast_until = 0.0
-        self._times.on_ask()
+        held = self._times.on_ask() >= _LONG_HOLD_S and not self._loop_has_turned
         try:
             if self._phase is Phase.NEW:
                 self._start()
             await anyio.lowlevel.checkpoint()
-            while (batch := self._cut_checked()) is None:
-                await self._refill()
+            if held:
+                await self._catch_up()
+            self._check()
+            batch = await self._next_checked()
+            if batch is Signal.END:
+                await self._finish()
+            self._loop_has_turned = False
+            self._loops[0].call_soon(self._note_turn)
             self._times.on_batch()
             return batch
         finally:
@@ -149,97 +127,94 @@ class Consumer:
         self._close()
         if was_running or self._loops:
             self._supervisor.cancel()
-            with anyio.move_on_after(self._execution.close_timeout_s, shield=True):
+            with anyio.move_on_after(self._options.close_timeout_s, shield=True):
                 await self._supervisor.wait()
         if was_running:
             self._times.closing_s = perf_counter() - started
 
     def abandon(self) -> None:
         """Ask the loop to end the run; for a handle that is dropped, from any thread."""
-        self._close()
-        if not self._loops or self._supervisor.ended:
+        if not self._loops or self._phase is Phase.CLOSED:
+            self._close()
             return
-        with suppress(RuntimeError):  # The loop is closed, and with it every task of the run.
-            self._loops[0].call_soon_threadsafe(self._supervisor.cancel)
+        try:
+            self._loops[0].call_soon_threadsafe(self._end)
+        except RuntimeError:  # The loop is closed, and with it every task of the run.
+            self._close()
 
     def stats(self) -> IterationStats:
         """Return a snapshot."""
-        times = self._times
+        times, window = self._times, self._pipeline.window
         return IterationStats(
-            runtime=self._runtime_name,
-            rows=times.rows + self._batcher.rows,
+            runtime=self._feed.runtime_name,
+            epoch=self._epoch,
+            rows=self._pipeline.rows,
             batches=times.batches,
-            bytes=self._window.bytes_fetched,
-            blocks=self._window.blocks_fetched,
+            bytes=window.bytes_fetched if window else 0,
+            blocks=window.blocks_fetched if window else 0,
+            prefetched_bytes=window.held_bytes if window else 0,
+            peak_prefetched_bytes=window.peak_held_bytes if window else 0,
             first_batch_s=times.first_batch_s,
             elapsed_s=times.elapsed_s,
             closing_s=times.closing_s,
             wait_s=times.wait_s,
             format_s=times.format_s,
             user_s=times.user_s,
+            loop_lag=self._lag.snapshot() if self._lag else None,
             errors=(),
-            operators=tuple(counters.snapshot() for counters in self._counters),
+            operators=tuple(counters.snapshot() for counters in self._feed.counters),
         )
 
     def describe(self) -> str:
         """Describe the state in a few words, for `repr`."""
-        return f"{self._phase.value} batches={self._times.batches} blocks_ahead={self._window.blocks_ahead}"
-
-    def _new_batcher(self) -> Batcher:
-        batching = self._batching
-        return Batcher(get_format(batching.batch_format), batching.batch_size, drop_last=batching.drop_last)
+        window = self._pipeline.window
+        ahead = f" blocks_ahead={window.blocks_ahead}" if window else ""
+        return f"epoch={self._epoch} {self._phase.value} batches={self._times.batches}{ahead}"
 
     def _start(self) -> None:
         self._phase = Phase.RUNNING
         self._loops.append(asyncio.get_running_loop())
+        if self._lag is not None:
+            self._lag.start()
         self._supervisor.start()
 
-    def _cut(self) -> Any:
-        """Cut the next batch, if the blocks that are there suffice; one that can not be cut ends the pass."""
-        try:
-            return self._batcher.next()
-        except Exception as error:
-            self._end()
-            raise TaskError("aiter_batches", "the blocks of a batch", None, str(error)) from error
+    async def _catch_up(self) -> None:
+        """Let go on what had to wait while the consumer held the loop."""
+        self._pipeline.note_hold()
+        for _ in range(_TURNS_AFTER_HOLD):
+            await anyio.lowlevel.checkpoint()
 
-    def _cut_checked(self) -> Any:
-        """Cut the next batch; raise what ended the run, as soon as it is known."""
+    def _note_turn(self) -> None:
+        self._loop_has_turned = True
+
+    async def _next_checked(self) -> Any:
+        try:
+            return await self._pipeline.next()
+        except Exception:
+            self._end()
+            raise
+
+    def _check(self) -> None:
+        """Raise what ended the pass, as soon as it is known."""
         if self._phase is Phase.CLOSED:
             raise StopAsyncIteration
-        if self._supervisor.error is not None:
-            self._fail(self._supervisor.error)
-        return self._cut()
+        error = self._pipeline.failure or self._supervisor.error
+        if error is not None:
+            self._fail(error)
 
-    async def _refill(self) -> None:
-        """Take the next block into use, waiting for it.
+    async def _finish(self) -> None:
+        """End the pass: its data, or its run, has come to an end.
 
         Raises:
-            StopAsyncIteration: There is none, and no rows are left.
+            StopAsyncIteration: It was the data.
         """
-        while True:
-            try:
-                block = self._blocks.receive_nowait()
-            except anyio.WouldBlock:
-                await self._arrived.wait()
-                continue
-            except (anyio.EndOfStream, anyio.ClosedResourceError):
-                break
-            self._window.take(block)
-            try:
-                self._batcher.push(block)
-            except ValueError as error:
-                self._fail(TaskError("aiter_batches", "a block", None, str(error)))
-            return
+        self._check()
         await self._supervisor.wait()
-        if self._phase is Phase.CLOSED:
-            raise StopAsyncIteration
-        if self._supervisor.error is not None:
-            self._fail(self._supervisor.error)
+        self._check()
         if not self._is_complete:
             self._fail(AiodataError("the run was cancelled from outside before its data came to an end"))
-        if not self._batcher.finish():
-            self._close()
-            raise StopAsyncIteration
+        self._close()
+        raise StopAsyncIteration
 
     def _fail(self, error: Exception) -> None:
         """Raise what ended the run, without the frames that would keep the run's references alive."""
@@ -255,100 +230,26 @@ class Consumer:
         self._supervisor.cancel()
 
     def _close(self) -> None:
-        """End the pass on this side: let go of every block."""
+        """End the pass on this side: let go of every batch and block."""
         if self._phase is Phase.CLOSED:
             return
-        self._times.on_close(self._batcher.rows)
+        self._times.on_close()
         self._phase = Phase.CLOSED
         self._fast_until = 0.0
-        self._batcher = self._new_batcher()
-        close_and_drop(self._blocks)
-        if not self._loops:
-            self._blocks_in.close()
-        self._arrived.set()
+        if self._lag is not None:
+            self._lag.stop()
+        self._pipeline.close()
 
     async def _run(self) -> None:
         """Run the pass; the supervisor's task is where its task groups live."""
-        async with choose_runtime(self._execution)() as runtime:
-            executor = StreamingExecutor(self._plan, runtime, self._execution)
-            self._runtime_name, self._counters = runtime.name, executor.counters
-            coordinator = Coordinator(executor.run)
-            async with anyio.create_task_group() as group:
-                group.start_soon(coordinator.serve, 1)
-                await self._fetch_epoch(coordinator, runtime)
+        await self._feed.run(self._consume)
         # A cancellation from outside that hits the run's tasks would else look like the end of the data.
-        self._is_complete = True
+        self._is_complete = self._pipeline.is_complete
+
+    async def _consume(self, bundles: BundleSource) -> None:
+        await self._pipeline.run(bundles)
 
     def _on_run_end(self) -> None:
         """Let a waiting consumer see that the run has ended."""
-        self._blocks_in.close()
-        self._arrived.set()
+        self._pipeline.end()
         self._fast_until = 0.0
-
-    async def _fetch_epoch(self, coordinator: Coordinator, runtime: Runtime) -> None:
-        """Fetch what split 0, the only one, is given; tell the coordinator at the end, whatever the reason."""
-        epoch = await coordinator.start_epoch(0)
-        sequence = 0
-
-        async def next_bundle() -> RefBundle | None:
-            nonlocal sequence
-            delivery = await coordinator.next_bundles(epoch, 0, sequence)
-            sequence += 1
-            return None if delivery.is_end else delivery.bundles[0]
-
-        async def fetch(bundle: RefBundle) -> pa.Table:
-            block = await runtime.get(bundle.ref)
-            return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
-
-        try:
-            await self._window.run(next_bundle, fetch, self._arrived.set)
-        finally:
-            coordinator.notify_split_finished(epoch, 0)
-
-
-class _Times:
-    """Where the time of a pass goes, in seconds."""
-
-    def __init__(self) -> None:
-        self.rows = 0
-        self.batches = 0
-        self.first_batch_s: float | None = None
-        self.wait_s = self.format_s = self.user_s = self.closing_s = 0.0
-        self._started = 0.0
-        self._asked = 0.0
-        self._returned = 0.0
-        self._closed = 0.0
-
-    @property
-    def elapsed_s(self) -> float:
-        return (self._closed or perf_counter()) - self._started if self._started else 0.0
-
-    def on_ready_batch(self, asked: float) -> None:
-        """Note a batch that was asked for at `asked` and took only cutting."""
-        self.batches += 1
-        self.user_s += asked - self._returned
-        self._returned = now = perf_counter()
-        self.format_s += now - asked
-
-    def on_ask(self) -> None:
-        """Note that a batch is waited for."""
-        self._asked = now = perf_counter()
-        if self._started:
-            self.user_s += now - self._returned
-        else:
-            self._started = now
-        self._returned = now
-
-    def on_batch(self) -> None:
-        """Note that the batch that was waited for is there."""
-        self.batches += 1
-        self._returned = now = perf_counter()
-        self.wait_s += now - self._asked
-        if self.first_batch_s is None:
-            self.first_batch_s = now - self._started
-
-    def on_close(self, rows: int) -> None:
-        """Note the end of the pass, at which `rows` rows had been handed out."""
-        self.rows += rows
-        if self._started:
-            self._closed = perf_counter()

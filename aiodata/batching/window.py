@@ -1,90 +1,168 @@
-"""FetchWindow: brings blocks to the consumer just ahead of need, in order."""
+"""FetchWindow: brings blocks to the consumer just ahead of need, in order, within a number of bytes."""
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 
 import anyio
 import pyarrow as pa
-from anyio.streams.memory import MemoryObjectSendStream
 
+from aiodata.batching.feed import BundleSource
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames
+from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
 
 # Blocks ahead of the consumer, whatever their size.
 _MAX_BLOCKS_AHEAD = 16
 
 
-class FetchWindow:
-    """Fetches blocks concurrently until enough rows are ahead of the consumer, and hands them on in order.
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetched:
+    """The rows of a bundle.
 
-    At least one block is ahead of the one in use, so that the consumer does not wait at each block's end.
-
-    Args:
-        output: Takes the blocks, in order.
-        rows_ahead: Rows that are to be ahead of the consumer.
-        min_blocks_ahead: Blocks that are to be ahead however many rows they have.
+    Attributes:
+        block: The rows.
+        num_bytes: What they pin, in bytes: the whole block that they are a part of.
+        is_whole: Whether they are that whole block.
+        source: Where they came from, for error messages.
     """
 
-    def __init__(self, output: MemoryObjectSendStream[pa.Table], rows_ahead: int, min_blocks_ahead: int) -> None:
+    block: pa.Table
+    num_bytes: int
+    is_whole: bool
+    source: str
+
+
+class FetchWindow:
+    """Fetches blocks concurrently until enough is ahead of the consumer, and hands them on in order.
+
+    At least one block is ahead of the one in use, so that the consumer does not wait at each block's end, unless
+    `max_bytes` forbids it. A block counts from the start of its fetch until `release`. What is held never exceeds
+    `max_bytes` plus the block in use; a block larger than `max_bytes` is fetched when nothing else is held.
+
+    Args:
+        rows_ahead: Rows that are to be ahead of the consumer.
+        min_blocks_ahead: Blocks that are to be ahead however many rows they have.
+        max_bytes: Bytes that may be held beside the block in use; None: no limit.
+    """
+
+    def __init__(self, rows_ahead: int, min_blocks_ahead: int, max_bytes: int | None) -> None:
         """Nothing is ahead yet."""
-        self._output = output
-        self._rows_ahead = rows_ahead
+        self._rows_wanted = rows_ahead
         self._min_blocks_ahead = min(max(1, min_blocks_ahead), _MAX_BLOCKS_AHEAD)
-        self._rows = 0
-        self._taken = Wakeup()
+        self._max_bytes = max_bytes
+        self._send, self._receive = anyio.create_memory_object_stream[Fetched](_MAX_BLOCKS_AHEAD)
+        self._arrived = Wakeup()
+        self._changed = Wakeup()
+        self._rows_ahead = 0
+        self._in_use: Fetched | None = None
+        self.is_complete = False
         self.blocks_ahead = 0
+        self.held_bytes = 0
+        self.peak_held_bytes = 0
         self.blocks_fetched = 0
         self.bytes_fetched = 0
 
-    def take(self, block: pa.Table) -> None:
-        """Note that the consumer has taken a block into use."""
+    def take(self) -> Fetched | None:
+        """Take the next block into use, if it is there.
+
+        Raises:
+            anyio.EndOfStream: There is none, nor will there be.
+        """
+        try:
+            fetched = self._receive.receive_nowait()
+        except anyio.WouldBlock:
+            return None
+        except anyio.ClosedResourceError:
+            raise anyio.EndOfStream from None
         self.blocks_ahead -= 1
-        self._rows -= block.num_rows
-        self._taken.set()
+        self._rows_ahead -= fetched.block.num_rows
+        self._in_use = fetched
+        self._changed.set()
+        return fetched
 
-    async def run(
-        self,
-        next_bundle: Callable[[], Awaitable[RefBundle | None]],
-        fetch: Callable[[RefBundle], Awaitable[pa.Table]],
-        on_arrival: Callable[[], None],
-    ) -> None:
+    async def wait(self) -> None:
+        """Wait until `take` may have something to say; cancelled, it takes nothing."""
+        await self._arrived.wait()
+
+    def release(self, fetched: Fetched) -> None:
+        """Note that nothing of a block is held any more."""
+        self.held_bytes -= fetched.num_bytes
+        if self._in_use is fetched:
+            self._in_use = None
+        self._changed.set()
+
+    def end(self) -> None:
+        """Say that no block follows, for whatever reason; what has arrived can still be taken."""
+        self._send.close()
+        self._arrived.set()
+
+    def close(self) -> None:
+        """Let go of what has arrived and was not taken."""
+        self._in_use = None
+        self.held_bytes = 0
+        close_and_drop(self._receive)
+        self.end()
+
+    async def run(self, bundles: BundleSource) -> None:
         """Fetch until the end of the bundles.
-
-        Args:
-            next_bundle: Returns the next bundle, None at the end.
-            fetch: Returns a bundle's rows.
-            on_arrival: Called when a block has been handed on.
 
         Raises:
             ExceptionGroup: A fetch failed.
         """
-
-        async def fetch_one(bundle: RefBundle, previous: anyio.Event, done: anyio.Event) -> None:
-            with cleared_frames():
-                await hand_on(bundle, previous)
-            on_arrival()
-            done.set()
-
-        async def hand_on(bundle: RefBundle, previous: anyio.Event) -> None:
-            block = await fetch(bundle)
-            await previous.wait()
-            self.blocks_fetched += 1
-            self.bytes_fetched += bundle.metadata.num_bytes
-            await self._output.send(block)
-
         async with anyio.create_task_group() as group:
             previous = anyio.Event()
             previous.set()
-            while (bundle := await next_bundle()) is not None:
-                self.blocks_ahead += 1
-                self._rows += bundle.num_rows
-                done = anyio.Event()
-                group.start_soon(fetch_one, bundle, previous, done)
-                previous = done
+            while True:
                 while not self._has_room():
-                    await self._taken.wait()
+                    await self._changed.wait()
+                if (bundle := await bundles.next_bundle(self.held_bytes)) is None:
+                    break
+                while not self._fits(bundle.metadata.num_bytes):
+                    await self._changed.wait()
+                self._hold(bundle)
+                done = anyio.Event()
+                group.start_soon(self._fetch_one, bundles.fetch, bundle, previous, done)
+                previous = done
+                del bundle
+        self.is_complete = True
+        self.end()
+
+    async def _fetch_one(
+        self,
+        fetch: Callable[[RefBundle], Awaitable[pa.Table]],
+        bundle: RefBundle,
+        previous: anyio.Event,
+        done: anyio.Event,
+    ) -> None:
+        with cleared_frames():
+            await self._hand_on(fetch, bundle, previous)
+        self._arrived.set()
+        done.set()
+
+    async def _hand_on(
+        self, fetch: Callable[[RefBundle], Awaitable[pa.Table]], bundle: RefBundle, previous: anyio.Event
+    ) -> None:
+        block = await fetch(bundle)
+        await previous.wait()
+        self.blocks_fetched += 1
+        self.bytes_fetched += bundle.metadata.num_bytes
+        metadata = bundle.metadata
+        is_whole = bundle.num_rows == metadata.num_rows
+        await self._send.send(Fetched(block, metadata.num_bytes, is_whole, metadata.source))
+
+    def _hold(self, bundle: RefBundle) -> None:
+        self.blocks_ahead += 1
+        self._rows_ahead += bundle.num_rows
+        self.held_bytes += bundle.metadata.num_bytes
+        self.peak_held_bytes = max(self.peak_held_bytes, self.held_bytes)
 
     def _has_room(self) -> bool:
-        enough = self._rows >= self._rows_ahead or self.blocks_ahead >= _MAX_BLOCKS_AHEAD
+        enough = self._rows_ahead >= self._rows_wanted or self.blocks_ahead >= _MAX_BLOCKS_AHEAD
         return self.blocks_ahead < self._min_blocks_ahead or not enough
+
+    def _fits(self, num_bytes: int) -> bool:
+        if self._max_bytes is None or not self.held_bytes:
+            return True
+        in_use = self._in_use.num_bytes if self._in_use is not None else 0
+        return self.held_bytes - in_use + num_bytes <= self._max_bytes

@@ -80,13 +80,19 @@ class Coordinator:
         self._changed.set()
         return self._state.epoch
 
-    async def next_bundles(self, epoch: int, split_index: int, sequence: int) -> Delivery:
+    @property
+    def prefetched_bytes(self) -> int:
+        """Bytes that the splits of the running epoch hold ahead, as they reported them last."""
+        return self._state.prefetched_bytes
+
+    async def next_bundles(self, epoch: int, split_index: int, sequence: int, prefetched_bytes: int = 0) -> Delivery:
         """Return a split's next bundles, waiting for them; asking again with the same number gives the same answer.
 
         Args:
             epoch: The epoch, as `start_epoch` returned it.
             split_index: The split.
             sequence: How many deliveries it had before this one.
+            prefetched_bytes: Bytes of blocks that the split holds ahead.
 
         Raises:
             EpochError: The epoch is in the future, or `sequence` is neither the next delivery nor the last.
@@ -96,7 +102,7 @@ class Coordinator:
         state = self._state
         if epoch < state.epoch:
             return Delivery((), is_end=True)
-        state.ask(split_index, sequence)
+        state.ask(split_index, sequence, prefetched_bytes)
         self._changed.set()
         while True:
             if (bundle := state.delivery(split_index, sequence)) is not None:
@@ -120,15 +126,21 @@ class Coordinator:
 
     async def _run_epoch(self) -> None:
         send, receive = anyio.create_memory_object_stream[RefBundle](1)
+        succeeded = anyio.Event()
+
+        async def execute() -> None:
+            await self._execute(send)
+            succeeded.set()
+
         async with anyio.create_task_group() as group:
-            group.start_soon(self._execute, send)
+            group.start_soon(execute)
             try:
-                await self._assign(receive)
+                await self._assign(receive, succeeded)
             finally:
                 close_and_drop(receive)
             group.cancel_scope.cancel()
 
-    async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
+    async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle], succeeded: anyio.Event) -> None:
         """Give each bundle to the split that has waited longest."""
         async for bundle in bundles:
             while not self._state.wants_bundle:
@@ -136,6 +148,8 @@ class Coordinator:
                     return
                 await self._changed.wait()
             self._answered[self._state.assign(bundle)].set()
+        # The stream ends with an execution that fails, too: the splits must not take that for the end of the data.
+        await succeeded.wait()
         self._state.exhaust()
         for answered in self._answered:
             answered.set()

@@ -37,6 +37,7 @@ class EpochState:
         self._asking: deque[int] = deque()
         self._sequences = [0] * num_splits
         self._delivered: dict[int, tuple[int, RefBundle]] = {}
+        self._prefetched_bytes = [0] * num_splits
         self._exhausted = False
 
     @property
@@ -56,13 +57,18 @@ class EpochState:
         """Whether some split is waiting for a bundle."""
         return bool(self._asking)
 
+    @property
+    def prefetched_bytes(self) -> int:
+        """Bytes that the splits hold ahead, as they reported them last."""
+        return sum(self._prefetched_bytes)
+
     def arrive(self, split_index: int) -> None:
         """Note that a split is there; repeats are harmless."""
         self._check(split_index)
         self._arrived.add(split_index)
 
-    def ask(self, split_index: int, sequence: int) -> None:
-        """Note that a split waits for delivery number `sequence`.
+    def ask(self, split_index: int, sequence: int, prefetched_bytes: int = 0) -> None:
+        """Note that a split waits for delivery number `sequence`, and what it holds ahead, in bytes.
 
         Raises:
             EpochError: It is neither the next delivery nor the last one.
@@ -71,6 +77,7 @@ class EpochState:
         expected = self._sequences[split_index]
         if sequence not in {expected, expected - 1} or sequence < 0:
             raise EpochError(f"split {split_index} asked for delivery {sequence}; the next one is {expected}")
+        self._prefetched_bytes[split_index] = prefetched_bytes
         if sequence == expected and not self.is_at_end(split_index) and split_index not in self._asking:
             self._asking.append(split_index)
 
@@ -97,6 +104,7 @@ class EpochState:
         self._arrived.add(split_index)
         self._finished.add(split_index)
         self._delivered.pop(split_index, None)
+        self._prefetched_bytes[split_index] = 0
         if split_index in self._asking:
             self._asking.remove(split_index)
 

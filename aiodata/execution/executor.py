@@ -79,7 +79,7 @@ async def _run_operator(
 def _make_operator(stage: Stage, runtime: Runtime, options: ExecutionOptions) -> Operator:
     match stage:
         case InputStage(source):
-            return InputOperator(stage.name, source.blocks() or ())
+            return InputOperator(stage.name, source.bundles() or ())
         case LimitStage(num_rows):
             return LimitOperator(stage.name, num_rows)
         case MapStage(chain):

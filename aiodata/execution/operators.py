@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Protocol
 
-import pyarrow as pa
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from aiodata.bundle import BlockMetadata, InlineBlock, RefBundle
+from aiodata.bundle import RefBundle
 from aiodata.execution.counters import OperatorCounters
 
 Inputs = MemoryObjectReceiveStream[RefBundle]
@@ -29,20 +28,19 @@ class Operator(Protocol):
 
 
 class InputOperator:
-    """Sends on blocks that are in memory."""
+    """Sends on blocks that are stored already."""
 
-    def __init__(self, name: str, blocks: Sequence[pa.Table]) -> None:
+    def __init__(self, name: str, bundles: Sequence[RefBundle]) -> None:
         """Prepare."""
         self.counters = OperatorCounters(name)
-        self._blocks = blocks
+        self._bundles = bundles
 
     async def run(self, inputs: Inputs | None, output: Output) -> None:
-        """Send each block as its own reference."""
-        for block in self._blocks:
-            metadata = BlockMetadata(block.num_rows, block.nbytes, block.schema, self.counters.name)
-            self.counters.add_block(block.num_rows, metadata.num_bytes, block.schema)
-            if block.num_rows:
-                await output.send(RefBundle.whole(InlineBlock(block), metadata))
+        """Send every bundle that has rows."""
+        for bundle in self._bundles:
+            self.counters.add_block(bundle.num_rows, bundle.metadata.num_bytes, bundle.metadata.schema)
+            if bundle.num_rows:
+                await output.send(bundle)
 
 
 class LimitOperator:

@@ -8,6 +8,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
+from aiodata.bundle import RefBundle
 from aiodata.plan.pieces import Piece
 from aiodata.plan.transforms import Transform
 
@@ -32,8 +33,8 @@ class Source(Protocol):
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
         """
 
-    def blocks(self) -> Sequence[pa.Table] | None:
-        """Return the rows, if they are in memory already; else None."""
+    def bundles(self) -> Sequence[RefBundle] | None:
+        """Return the blocks, if they are stored somewhere already; else None."""
 
     def schema(self) -> pa.Schema | None:
         """Return the schema, if it is known without reading rows."""

@@ -28,7 +28,7 @@ class ReadStage:
 
 @dataclass(frozen=True, slots=True)
 class InputStage:
-    """Blocks that are in memory already, passed on as they are."""
+    """Blocks that are stored already, passed on as they are."""
 
     source: Source
 
@@ -68,8 +68,8 @@ Stage = ReadStage | InputStage | MapStage | LimitStage
 def optimize(plan: Plan) -> tuple[Stage, ...]:
     """Return the stages that carry out a plan, in the order of the data."""
     source, steps = push_down(plan)
-    in_memory = source.blocks() is not None
-    stages: list[Stage] = [InputStage(source)] if in_memory else []
+    is_stored = source.bundles() is not None
+    stages: list[Stage] = [InputStage(source)] if is_stored else []
     chain: list[Transform] = []
 
     def end_stage() -> None:
@@ -117,7 +117,7 @@ def explain(plan: Plan) -> str:
     """
     notes = {
         ReadStage: "one task reads and transforms",
-        InputStage: "in memory",
+        InputStage: "blocks that are there already",
         MapStage: "one task per block",
         LimitStage: "narrows row ranges, then ends what is before it",
     }

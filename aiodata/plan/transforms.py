@@ -111,7 +111,7 @@ class MapBatches:
         while origins:
             before = batcher.rows
             with blame(self.name, origins[0][1]):
-                batch = batcher.next()
+                batch = batcher.next_at_once()
             if batch is None:
                 return
             num_rows = batcher.rows - before

@@ -7,20 +7,20 @@ there are CPUs; reading uses just its own thread, and so Arrow's pool adds none.
 
 from __future__ import annotations
 
-import math
 import os
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from functools import partial
 from types import TracebackType
-from typing import Any, Self
+from typing import Self
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock
-from aiodata.concurrency import Wakeup, cleared_frames
+from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
+from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, Work, run_work
@@ -73,8 +73,7 @@ class LocalRuntime:
 
     async def get(self, ref: BlockRef) -> pa.Table:
         """Return the block; nothing is copied."""
-        table: pa.Table = ref.table
-        return table
+        return _table_of(ref)
 
 
 class _LocalStage:
@@ -85,7 +84,7 @@ class _LocalStage:
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: Callable[[Task], None]) -> LocalTask:
         task = LocalTask(self._runtime, on_ready)
-        blocks = [ref.table for ref in refs]
+        blocks = [_table_of(ref) for ref in refs]
         self._runtime.group.start_soon(
             task.run, run_work(work, self._chain, blocks, task.checkpoint), name=f"local task {self._name}"
         )
@@ -103,7 +102,7 @@ class LocalTask:
         self._outputs: deque[TaskOutput] = deque()
         self._room = Wakeup()
         self._scope = anyio.CancelScope()
-        self._in_thread = anyio.CancelScope(shield=True)
+        self._is_stepping = False
         self._ended = anyio.Event()
         self._stop = False
         self._error: Exception | None = None
@@ -124,7 +123,6 @@ class LocalTask:
         if not self._stop:
             self._stop = True
             self._scope.cancel()
-            self._in_thread.deadline = anyio.current_time() + self._runtime.close_timeout_s
 
     async def wait_stopped(self) -> None:
         """Wait until its thread has left the user's code."""
@@ -147,41 +145,40 @@ class LocalTask:
             self._on_ready(self)
 
     async def _produce(self, blocks: Blocks) -> None:
-        running = False
+        grace_s = self._runtime.close_timeout_s
         try:
             while True:
                 async with self._runtime.limiter:
-                    running, output = True, None
-                    with self._in_thread:
-                        output = await _run_in_thread(_advance, blocks)
-                    if self._in_thread.cancelled_caught:
-                        return
-                    running = False
+                    output = await call_in_thread(partial(self._step, blocks), grace_s=grace_s)
                 if output is None:
                     return
                 self._outputs.append(TaskOutput(InlineBlock(output[0]), output[1]))
+                del output
                 self._on_ready(self)
                 while len(self._outputs) >= _MAX_WAITING_OUTPUTS:
                     await self._room.wait()
-                self._in_thread = anyio.CancelScope(shield=True)
         finally:
             self._stop = True
-            if not running:
-                with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
-                    await _run_in_thread(blocks.close)
+            # One that a thread was left behind in can not be closed.
+            if not self._is_stepping:
+                with anyio.move_on_after(grace_s, shield=True):
+                    await call_in_thread(blocks.close, grace_s=grace_s)
+
+    def _step(self, blocks: Blocks) -> tuple[pa.Table, OutputMetadata] | None:
+        """Return the next output, None at the end and where the task was cancelled; called in a worker thread."""
+        self._is_stepping = True
+        try:
+            return next(blocks, None)
+        except _Stopped:
+            return None
+        finally:
+            self._is_stepping = False
 
 
-def _advance(blocks: Blocks) -> tuple[pa.Table, OutputMetadata] | None:
-    """Return the next output, None at the end and where the task was cancelled."""
-    try:
-        return next(blocks, None)
-    except _Stopped:
-        return None
-
-
-async def _run_in_thread(call: Callable[..., Any], *args: Any) -> Any:
-    """Run a call in a worker thread that it was admitted to by other means than anyio's limit."""
-    return await anyio.to_thread.run_sync(call, *args, abandon_on_cancel=True, limiter=anyio.CapacityLimiter(math.inf))
+def _table_of(ref: BlockRef) -> pa.Table:
+    if not isinstance(ref, InlineBlock):
+        raise OptionError("runtime='local' can not reach blocks in Ray's object store; use runtime='ray'")
+    return ref.table
 
 
 def _cpu_count() -> int:

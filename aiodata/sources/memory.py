@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from aiodata.bundle import BlockMetadata, InlineBlock, RefBundle
 from aiodata.errors import SourceError
 from aiodata.plan.nodes import Source
 from aiodata.plan.pieces import Chunk, Origin, Piece
@@ -71,7 +72,7 @@ class RangeSource:
         piece_bytes = _OWN_TASK_BYTES if self.num_blocks else 8 * self.num_rows // count
         return [RangePiece(start, stop, piece_bytes) for start, stop in pairwise(bounds)]
 
-    def blocks(self) -> Sequence[pa.Table] | None:
+    def bundles(self) -> Sequence[RefBundle] | None:
         """Return None: rows are made in tasks."""
         return None
 
@@ -103,20 +104,54 @@ class TableSource:
         """Return nothing: the tables are passed on as blocks."""
         return ()
 
-    def blocks(self) -> Sequence[pa.Table] | None:
-        """Return the tables."""
-        return self.tables
+    def bundles(self) -> Sequence[RefBundle] | None:
+        """Return the tables, each as its own reference."""
+        return [
+            RefBundle.whole(InlineBlock(table), BlockMetadata(table.num_rows, table.nbytes, table.schema, self.name))
+            for table in self.tables
+        ]
 
     def schema(self) -> pa.Schema | None:
         """Return the tables' schema."""
-        try:
-            return pa.unify_schemas([table.schema for table in self.tables], promote_options="permissive")
-        except pa.ArrowException as error:
-            raise SourceError(self.name, f"its tables have schemas that do not go together: {error}") from error
+        return _unify(self.name, [table.schema for table in self.tables])
 
     def count_rows(self) -> int | None:
         """Return the rows of all tables."""
         return sum(int(table.num_rows) for table in self.tables)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class StoredSource:
+    """Blocks that a run has left where it made them; they stay there as long as this does."""
+
+    name: str
+    stored: tuple[RefBundle, ...]
+    stored_schema: pa.Schema
+
+    def with_columns(self, columns: tuple[str, ...]) -> Source | None:
+        """Leave it to the transform."""
+        return None
+
+    def with_filter(self, expression: Any) -> Source | None:
+        """Leave it to the transform."""
+        return None
+
+    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+        """Return nothing: the blocks are passed on."""
+        return ()
+
+    def bundles(self) -> Sequence[RefBundle] | None:
+        """Return the blocks."""
+        return self.stored
+
+    def schema(self) -> pa.Schema | None:
+        """Return the blocks' schema; without a block, what it would be."""
+        schemas = [bundle.metadata.schema for bundle in self.stored]
+        return _unify(self.name, schemas) if schemas else self.stored_schema
+
+    def count_rows(self) -> int | None:
+        """Return the rows of all blocks."""
+        return sum(bundle.num_rows for bundle in self.stored)
 
 
 def split_table(table: pa.Table, block_bytes: int) -> list[pa.Table]:
@@ -125,3 +160,10 @@ def split_table(table: pa.Table, block_bytes: int) -> list[pa.Table]:
         return [table]
     step = max(1, table.num_rows * block_bytes // table.nbytes)
     return [table.slice(offset, step) for offset in range(0, table.num_rows, step)]
+
+
+def _unify(name: str, schemas: Sequence[pa.Schema]) -> pa.Schema:
+    try:
+        return pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error:
+        raise SourceError(name, f"its tables have schemas that do not go together: {error}") from error

@@ -15,6 +15,7 @@ import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
+from aiodata.bundle import RefBundle
 from aiodata.errors import SourceError
 from aiodata.plan.nodes import Source
 from aiodata.plan.pieces import Chunk, Origin, Piece
@@ -140,7 +141,7 @@ class ParquetSource:
             return pieces
         return [part for piece in pieces for part in _divide_file(piece, -(-num_tasks // len(pieces)))]
 
-    def blocks(self) -> Sequence[pa.Table] | None:
+    def bundles(self) -> Sequence[RefBundle] | None:
         """Return None: rows are read in tasks."""
         return None
 

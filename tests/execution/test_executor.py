@@ -48,7 +48,7 @@ class PiecesSource:
     def pieces(self, num_tasks: int) -> Sequence[Piece]:
         return self.given
 
-    def blocks(self) -> Sequence[pa.Table] | None:
+    def bundles(self) -> Sequence[RefBundle] | None:
         return None
 
     def schema(self) -> pa.Schema | None:

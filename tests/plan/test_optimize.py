@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+from aiodata.bundle import BlockMetadata, RefBundle
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Source
 from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, explain, optimize, push_down
 from aiodata.plan.pieces import Piece
@@ -27,7 +28,7 @@ class FakeSource:
 
     selects: bool = True
     filters: bool = True
-    tables: tuple[pa.Table, ...] | None = None
+    stored: tuple[RefBundle, ...] | None = None
     pushed: tuple[Any, ...] = ()
 
     @property
@@ -43,8 +44,8 @@ class FakeSource:
     def pieces(self, num_tasks: int) -> Sequence[Piece]:
         return ()
 
-    def blocks(self) -> Sequence[pa.Table] | None:
-        return self.tables
+    def bundles(self) -> Sequence[RefBundle] | None:
+        return self.stored
 
     def schema(self) -> pa.Schema | None:
         return None
@@ -53,9 +54,10 @@ class FakeSource:
         return None
 
 
+BUNDLE = RefBundle.whole("ref", BlockMetadata(1, 8, pa.schema([("x", pa.int64())])))
 READ = FakeSource()
 OPAQUE = FakeSource(selects=False, filters=False)
-IN_MEMORY = FakeSource(selects=False, filters=False, tables=(pa.table({"x": [1]}),))
+STORED = FakeSource(selects=False, filters=False, stored=(BUNDLE,))
 
 
 def plan(source: Source, *steps: FilterRows | SelectColumns | MapBatches | int) -> Plan:
@@ -125,14 +127,14 @@ def test_limit_after_a_later_map_bounds_that_maps_tasks() -> None:
     assert optimize(plan(OPAQUE, 7, MAP, 3))[2:] == (MapStage((MAP, LimitRows(3))), LimitStage(3))
 
 
-def test_rows_in_memory_are_passed_on_without_a_task() -> None:
-    assert optimize(plan(IN_MEMORY)) == (InputStage(IN_MEMORY),)
-    assert optimize(plan(IN_MEMORY, 2)) == (InputStage(IN_MEMORY), LimitStage(2))
+def test_stored_blocks_are_passed_on_without_a_task() -> None:
+    assert optimize(plan(STORED)) == (InputStage(STORED),)
+    assert optimize(plan(STORED, 2)) == (InputStage(STORED), LimitStage(2))
 
 
-def test_transforms_of_rows_in_memory_are_a_stage_of_their_own() -> None:
-    assert optimize(plan(IN_MEMORY, FILTER, MAP, 2)) == (
-        InputStage(IN_MEMORY),
+def test_transforms_of_stored_blocks_are_a_stage_of_their_own() -> None:
+    assert optimize(plan(STORED, FILTER, MAP, 2)) == (
+        InputStage(STORED),
         MapStage((FILTER, MAP, LimitRows(2))),
         LimitStage(2),
     )
@@ -147,5 +149,5 @@ def test_explain_shows_one_stage_a_line_and_how_it_runs() -> None:
     ]
 
 
-def test_explain_names_rows_in_memory() -> None:
-    assert explain(plan(IN_MEMORY)) == "fake    in memory"
+def test_explain_names_stored_blocks() -> None:
+    assert explain(plan(STORED)) == "fake    blocks that are there already"

@@ -53,7 +53,7 @@ def test_range_knows_its_schema_and_rows() -> None:
     source = RangeSource(10**12, None)
     assert source.count_rows() == 10**12
     assert source.schema() == pa.schema([("id", pa.int64())])
-    assert source.blocks() is None
+    assert source.bundles() is None
     assert source.name == "range(1000000000000)"
 
 
@@ -79,9 +79,10 @@ def test_sources_in_memory_leave_columns_and_filters_to_the_transforms() -> None
 def test_tables_are_their_own_blocks() -> None:
     tables = (pa.table({"x": [1, 2]}), pa.table({"x": [3]}))
     source = TableSource("from_arrow", tables)
-    blocks = source.blocks()
-    assert blocks is not None
-    assert all(block is table for block, table in zip(blocks, tables, strict=True))
+    bundles = source.bundles()
+    assert bundles is not None
+    assert all(bundle.ref.table is table for bundle, table in zip(bundles, tables, strict=True))
+    assert [(bundle.start, bundle.stop) for bundle in bundles] == [(0, 2), (0, 1)]
     assert source.count_rows() == 3
     assert source.pieces(4) == ()
 

@@ -1,0 +1,95 @@
+"""Feed: where a consumer's blocks come from. Here, a run in this process; the consumer does not care."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import anyio
+import pyarrow as pa
+
+from aiodata.bundle import RefBundle
+from aiodata.coordination import Coordinator
+from aiodata.execution.counters import OperatorCounters
+from aiodata.execution.executor import StreamingExecutor
+from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Plan
+from aiodata.runtime import choose_runtime
+from aiodata.runtime.base import Runtime
+
+
+class BundleSource(Protocol):
+    """One epoch's bundles, and their rows."""
+
+    async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
+        """Return the next bundle, None at the end.
+
+        Args:
+            prefetched_bytes: Bytes that the consumer holds ahead at the moment.
+        """
+
+    async def fetch(self, bundle: RefBundle) -> pa.Table:
+        """Return a bundle's rows; cancelled, it can be asked again."""
+
+
+class Feed(Protocol):
+    """One pass's supply of bundles."""
+
+    runtime_name: str
+    counters: Sequence[OperatorCounters]
+
+    async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
+        """Open the supply, let it be consumed, and shut it down, whatever the reason for the end.
+
+        Raises:
+            ExceptionGroup: The supply failed, or `consume` did.
+        """
+
+
+class LocalFeed:
+    """Hosts the coordinator and the execution of one pass in this process.
+
+    Args:
+        plan: What to run.
+        options: How to run it.
+    """
+
+    def __init__(self, plan: Plan, options: ExecutionOptions) -> None:
+        """Prepare; nothing runs."""
+        self._plan = plan
+        self._options = options
+        self.runtime_name = ""
+        self.counters: Sequence[OperatorCounters] = ()
+
+    async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
+        """Run one epoch as split 0, the only one; tell the coordinator at the end, whatever the reason."""
+        async with choose_runtime(self._options)() as runtime:
+            executor = StreamingExecutor(self._plan, runtime, self._options)
+            self.runtime_name, self.counters = runtime.name, executor.counters
+            coordinator = Coordinator(executor.run)
+            async with anyio.create_task_group() as group:
+                group.start_soon(coordinator.serve, 1)
+                epoch = await coordinator.start_epoch(0)
+                try:
+                    await consume(_Epoch(coordinator, epoch, runtime))
+                finally:
+                    coordinator.notify_split_finished(epoch, 0)
+
+
+class _Epoch:
+    """Asks a coordinator in this process for bundles, in turn."""
+
+    def __init__(self, coordinator: Coordinator, epoch: int, runtime: Runtime) -> None:
+        self._coordinator = coordinator
+        self._epoch = epoch
+        self._runtime = runtime
+        self._sequence = 0
+
+    async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
+        delivery = await self._coordinator.next_bundles(self._epoch, 0, self._sequence, prefetched_bytes)
+        self._sequence += 1
+        return None if delivery.is_end else delivery.bundles[0]
+
+    async def fetch(self, bundle: RefBundle) -> pa.Table:
+        block = await self._runtime.get(bundle.ref)
+        return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)

@@ -1,0 +1,290 @@
+"""Pipeline: what is between a supply of bundles and the consumer's hands."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any, Protocol
+
+import anyio
+
+from aiodata.batching.cutter import Cutter, Item, Signal
+from aiodata.batching.feed import BundleSource
+from aiodata.batching.options import BatchOptions
+from aiodata.batching.stages import AheadStage, Caller, CollateStage, FinalizeStage, Stage
+from aiodata.batching.window import FetchWindow
+from aiodata.bundle import RefBundle
+from aiodata.concurrency import Wakeup, close_and_drop
+from aiodata.errors import TaskError
+
+# Cutting a batch takes long from here on, in seconds.
+_LONG_CUT_S = 0.001
+
+# Bundles that may wait for whoever iterates over them; a bundle is a reference.
+_MAX_WAITING_BUNDLES = 4
+
+
+class Pipeline(Protocol):
+    """Turns bundles into what the user iterates over."""
+
+    @property
+    def rows(self) -> int:
+        """Rows handed out."""
+
+    @property
+    def window(self) -> FetchWindow | None:
+        """What fetches the blocks, if something does."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether the end, when it comes, is that of the data."""
+
+    @property
+    def failure(self) -> TaskError | None:
+        """What the user's function failed with, known before the run has ended."""
+
+    async def run(self, bundles: BundleSource) -> None:
+        """Work until the end of the bundles, beside whoever calls `next`."""
+
+    def take(self) -> Any:
+        """Return the next batch if that takes no wait, else `PENDING`."""
+
+    async def next(self) -> Any:
+        """Return the next batch, or `END`; cancelled, it takes nothing."""
+
+    def note_hold(self) -> None:
+        """Note that the consumer has held the loop since the last batch."""
+
+    def end(self) -> None:
+        """Note that the run has ended: nothing more comes."""
+
+    def close(self) -> None:
+        """Let go of everything."""
+
+
+class DirectPipeline:
+    """Batches that only have to be cut are cut when they are asked for: nothing is faster.
+
+    Unless cutting takes long and the consumer holds the loop between two batches: then they are cut ahead.
+
+    Args:
+        options: How bundles become batches.
+        epoch: The pass's number.
+        grace_s: Seconds that a cancelled call in a thread is waited for.
+    """
+
+    def __init__(self, options: BatchOptions, *, epoch: int, grace_s: float) -> None:
+        """Prepare."""
+        self.window = _make_window(options)
+        self._cutter = Cutter(options, self.window, epoch=epoch, grace_s=grace_s, is_direct=True)
+        self._ahead = AheadStage(self._cutter, self._fail, max_ahead=max(1, options.prefetch_batches))
+        self._is_ahead = False
+        self._decided = anyio.Event()
+        self._cutting_s = 0.0
+        self._rows_ahead = 0
+        self.failure: TaskError | None = None
+        self.is_complete = False
+        self.take: Callable[[], Any] = self._cutter.take
+
+    @property
+    def rows(self) -> int:
+        """Rows handed out."""
+        return self._rows_ahead if self._is_ahead else self._cutter.rows
+
+    async def run(self, bundles: BundleSource) -> None:
+        """Fetch blocks, until all are cut; cut them, if that is to be done ahead."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self.window.run, bundles)
+            await self._decided.wait()
+            if self._is_ahead:
+                await self._ahead.run()
+        self.is_complete = self.failure is None
+
+    async def next(self) -> Any:
+        """Return the next batch, or `END`; cancelled, it takes nothing."""
+        if self._is_ahead:
+            item = await self._ahead.next()
+            return item if isinstance(item, Signal) else self._hand_over(item)
+        self._cutting_s = -self._cutter.cutting_s
+        batch = await self._cutter.next()
+        self._cutting_s += self._cutter.cutting_s
+        if batch is Signal.END:
+            self._decided.set()
+        return batch
+
+    def note_hold(self) -> None:
+        """Note that the consumer has held the loop; if the last batch took long to cut, cut ahead from now on."""
+        if self._is_ahead or self._decided.is_set() or self._cutting_s < _LONG_CUT_S:
+            return
+        self._rows_ahead = self._cutter.rows
+        self._cutter.leave_direct()
+        self.take = self._take_ahead
+        self._is_ahead = True
+        self._decided.set()
+
+    def end(self) -> None:
+        """Note that the run has ended: nothing more comes."""
+        self.window.end()
+        self._ahead.end()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        self._decided.set()
+        self._ahead.close()
+        self._cutter.close()
+
+    def _take_ahead(self) -> Any:
+        item = self._ahead.take()
+        return item if isinstance(item, Signal) else self._hand_over(item)
+
+    def _hand_over(self, item: Item) -> Any:
+        self._cutter.hand_over(item.start, item.stop)
+        self._rows_ahead += item.stop - item.start
+        return item.value
+
+    def _fail(self, error: TaskError) -> None:
+        self.failure = error
+        self._ahead.end()
+
+
+class StagedPipeline:
+    """Batches that are collated or finalized are made ahead, by tasks of the run.
+
+    Args:
+        options: How bundles become batches; there is a `collate_fn` or a `finalize_fn`.
+        epoch: The pass's number.
+        is_ordered: Whether batches come in order.
+        grace_s: Seconds that a cancelled call in a thread is waited for.
+    """
+
+    def __init__(self, options: BatchOptions, *, epoch: int, is_ordered: bool, grace_s: float) -> None:
+        """Prepare."""
+        self.window = _make_window(options)
+        self._cutter = Cutter(options, self.window, epoch=epoch, grace_s=grace_s, is_direct=False)
+        self._stages = self._make_stages(options, is_ordered=is_ordered, grace_s=grace_s)
+        self._scope = anyio.CancelScope()
+        self._last = self._stages[-1]
+        self.failure: TaskError | None = None
+        self.rows = 0
+        self.is_complete = False
+
+    async def run(self, bundles: BundleSource) -> None:
+        """Fetch, cut, collate and finalize until the end of the bundles."""
+        with self._scope:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.window.run, bundles)
+                for stage in self._stages:
+                    group.start_soon(stage.run)
+            self.is_complete = True
+
+    def take(self) -> Any:
+        """Return the next batch if it is ready, else `PENDING`."""
+        item = self._last.take()
+        return item if isinstance(item, Signal) else self._hand_over(item)
+
+    async def next(self) -> Any:
+        """Return the next batch, or `END`; cancelled, it takes nothing."""
+        item = await self._last.next()
+        return item if isinstance(item, Signal) else self._hand_over(item)
+
+    def note_hold(self) -> None:
+        """Go on as before: all is done ahead already."""
+
+    def end(self) -> None:
+        """Note that the run has ended: nothing more comes."""
+        self.window.end()
+        for stage in self._stages:
+            stage.end()
+
+    def close(self) -> None:
+        """Let go of everything."""
+        for stage in self._stages:
+            stage.close()
+        self._cutter.close()
+
+    def _make_stages(self, options: BatchOptions, *, is_ordered: bool, grace_s: float) -> Sequence[Stage]:
+        stages: list[Stage] = []
+        next_item: Callable[[], Awaitable[Item | Signal]] = self._cutter.next_item
+        if options.collate_fn is not None:
+            call = Caller("collate_fn", options.collate_fn, self._cutter, grace_s=grace_s)
+            stages.append(CollateStage(self._cutter, call, self._fail, workers=options.workers, is_ordered=is_ordered))
+            next_item = stages[-1].next
+        if options.finalize_fn is not None:
+            call = Caller("finalize_fn", options.finalize_fn, self._cutter, grace_s=grace_s)
+            stages.append(FinalizeStage(next_item, call, self._fail, max_ahead=options.prefetch_to_device))
+        return stages
+
+    def _fail(self, error: TaskError) -> None:
+        """End the run for the first failure; the consumer need not wait until calls in threads have ended, too."""
+        self.failure = self.failure or error
+        self._scope.cancel()
+        self._last.end()
+
+    def _hand_over(self, item: Item) -> Any:
+        self._cutter.hand_over(item.start, item.stop)
+        self.rows += item.stop - item.start
+        return item.value
+
+
+class BundlePipeline:
+    """Hands on the bundles themselves; nothing is fetched."""
+
+    window = None
+    failure = None
+
+    def __init__(self) -> None:
+        """Prepare."""
+        self._send, self._receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
+        self._arrived = Wakeup()
+        self.rows = 0
+        self.is_complete = False
+
+    async def run(self, bundles: BundleSource) -> None:
+        """Hand on bundles until their end."""
+        while (bundle := await bundles.next_bundle(0)) is not None:
+            await self._send.send(bundle)
+            self._arrived.set()
+            del bundle
+        self.is_complete = True
+
+    def take(self) -> Any:
+        """Return the next bundle if it is there, else `PENDING`."""
+        try:
+            bundle = self._receive.receive_nowait()
+        except anyio.WouldBlock:
+            return Signal.PENDING
+        except (anyio.EndOfStream, anyio.ClosedResourceError):
+            return Signal.END
+        self.rows += bundle.num_rows
+        return bundle
+
+    async def next(self) -> Any:
+        """Return the next bundle, or `END`; cancelled, it takes nothing."""
+        while (bundle := self.take()) is Signal.PENDING:
+            await self._arrived.wait()
+        return bundle
+
+    def note_hold(self) -> None:
+        """Go on as before: there is nothing to do to a bundle."""
+
+    def end(self) -> None:
+        """Note that the run has ended: nothing more comes."""
+        self._send.close()
+        self._arrived.set()
+
+    def close(self) -> None:
+        """Let go of the bundles that wait."""
+        close_and_drop(self._receive)
+        self.end()
+
+
+def make_pipeline(options: BatchOptions, *, epoch: int, is_ordered: bool, grace_s: float) -> Pipeline:
+    """Return the pipeline that makes batches as `options` say."""
+    if options.collate_fn is None and options.finalize_fn is None:
+        return DirectPipeline(options, epoch=epoch, grace_s=grace_s)
+    return StagedPipeline(options, epoch=epoch, is_ordered=is_ordered, grace_s=grace_s)
+
+
+def _make_window(options: BatchOptions) -> FetchWindow:
+    rows_ahead = (options.batch_size or 0) * options.prefetch_batches
+    blocks_ahead = options.prefetch_batches if options.batch_size is None else 1
+    return FetchWindow(rows_ahead, blocks_ahead, options.max_prefetch_bytes)

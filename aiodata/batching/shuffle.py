@@ -1,0 +1,291 @@
+"""ShuffleBuffer: a local shuffle of a stream of rows; no I/O, no awaits, no threads."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from itertools import groupby, pairwise
+from operator import attrgetter
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from aiodata.block import concat_blocks
+
+# Rows before a shuffle per row of `buffer_rows`: more would copy less often, and hold more rows.
+_FILL_FACTOR = 2
+
+_Indices = np.ndarray[Any, np.dtype[np.int64]]
+
+
+@dataclass(frozen=True, slots=True)
+class Shuffled:
+    """What a shuffle has made: copies that hold on to none of the blocks, nor to each other.
+
+    Args:
+        fill: Which shuffle of the stream it was, from 0.
+        drawn: The rows that leave the buffer, in random order.
+        kept: The rows that stay.
+    """
+
+    fill: int
+    drawn: pa.Table
+    kept: pa.Table
+
+
+class ShuffleBuffer:
+    """Gives out the rows of a stream in random order, each drawn from at least `buffer_rows` rows.
+
+    Rows are shuffled many batches at a time: when the buffer has its fill, random rows leave it, as many whole
+    batches as can be drawn one by one before fewer than `buffer_rows` rows are there at a draw. The first fill is
+    the least that a batch needs; later ones are of `2 × buffer_rows` rows, and at least a batch more than
+    `buffer_rows`. So a row is copied 4 times at most, amortised over the stream: twice when chunks are
+    combined, once or less to stay, once to leave.
+
+    The order depends on the arguments and on the rows, not on how blocks divide them. Types without a gathering
+    kernel in Arrow leave as the plain type of the same values: string and binary views as large strings and
+    binaries, list views as large lists, run-end encoded columns and dictionaries inside other types decoded.
+
+    The owner pushes `rows_wanted` rows. As long as `is_due`, it runs `job()`, in a thread if it likes, and has the
+    result accepted. A job that was cancelled may be run again.
+
+    Args:
+        buffer_rows: Rows that are in the buffer, at least, whenever a batch is drawn, except at the end of the data.
+        batch_rows: Rows per batch.
+        seed: What the order is derived from: integers of 0 or more, of the same number for every stream.
+
+    Example:
+        >>> buffer = ShuffleBuffer(buffer_rows=2, batch_rows=2, seed=[42, 0])
+        >>> buffer.push(pa.table({"x": [0, 1]}))
+        >>> buffer.is_due, buffer.rows_wanted
+        (True, 0)
+        >>> sorted(buffer.accept(buffer.job()())["x"].to_pylist())
+        [0, 1]
+    """
+
+    def __init__(self, buffer_rows: int, batch_rows: int, seed: Sequence[int]) -> None:
+        """Start empty."""
+        self._buffer_rows = buffer_rows
+        self._batch_rows = batch_rows
+        self._seed = tuple(seed)
+        # The rows that the last shuffle kept come first.
+        self._blocks: list[pa.Table] = []
+        self._rows = 0
+        self._full_rows = max(buffer_rows, batch_rows)
+        self._fill = 0
+        self._finished = False
+
+    @property
+    def rows_wanted(self) -> int:
+        """Rows it takes before it has to be shuffled; 0: it has to be now, or is finished."""
+        return 0 if self._finished else self._full_rows - self._rows
+
+    @property
+    def is_due(self) -> bool:
+        """Whether a shuffle has to be made now: the buffer has its fill, or its last rows."""
+        return self._is_full or (self._finished and self._rows > 0)
+
+    @property
+    def num_bytes(self) -> int:
+        """Arrow bytes in the buffer, which a shuffle would copy now."""
+        return sum(block.nbytes for block in self._blocks)
+
+    @property
+    def _is_full(self) -> bool:
+        return self._rows == self._full_rows
+
+    def push(self, block: pa.Table) -> None:
+        """Add a block, without a copy; it is held until the next result has been accepted.
+
+        Raises:
+            ValueError: It has more rows than are wanted, or no columns.
+        """
+        if not block.num_rows:
+            return
+        if not block.num_columns:
+            raise ValueError("a block has rows but no columns; select at least one column")
+        if block.num_rows > self.rows_wanted:
+            raise ValueError(f"a block of {block.num_rows} rows, where {self.rows_wanted} are wanted; push a slice")
+        self._blocks.append(block)
+        self._rows += block.num_rows
+
+    def finish(self) -> None:
+        """Say that no block follows."""
+        self._finished = True
+
+    def job(self) -> Callable[[], Shuffled]:
+        """Return the shuffle that is due: a pure function, which may run in any thread, and more than once.
+
+        It raises ValueError if the blocks have schemas that do not go together.
+
+        Raises:
+            RuntimeError: None is due.
+        """
+        if not self.is_due:
+            raise RuntimeError(f"no shuffle is due; push {self.rows_wanted} more rows")
+        return partial(_shuffle, tuple(self._blocks), self._seed, self._fill, self._rows_to_draw())
+
+    def accept(self, result: Shuffled) -> pa.Table:
+        """Take the result of the job that was due, and return the rows that leave: whole batches.
+
+        The last result of a finished stream is all that was left.
+
+        Raises:
+            ValueError: It is the result of an earlier shuffle.
+        """
+        if result.fill != self._fill:
+            raise ValueError(f"this is the result of shuffle {result.fill}, and {self._fill} is due")
+        self._rows = result.kept.num_rows
+        self._blocks = [result.kept] if self._rows else []
+        self._full_rows = max(_FILL_FACTOR * self._buffer_rows, self._buffer_rows + self._batch_rows)
+        self._fill += 1
+        return result.drawn
+
+    def _rows_to_draw(self) -> int:
+        # A full buffer is treated alike before and after `finish`: whether the end is known by then is chance,
+        # and the order must not depend on it.
+        if not self._is_full:
+            return self._rows
+        draws = (self._rows - self._buffer_rows) // self._batch_rows + 1
+        return min(draws, self._rows // self._batch_rows) * self._batch_rows
+
+    def __repr__(self) -> str:
+        return f"<ShuffleBuffer rows={self._rows}/{self._full_rows} shuffles={self._fill} finished={self._finished}>"
+
+
+def _shuffle(blocks: Sequence[pa.Table], seed: Sequence[int], fill: int, num_drawn: int) -> Shuffled:
+    """Draw rows of the blocks at random; copy them, and apart from them the others."""
+    # What was kept has plain types already; its new neighbours must have them before they can join it.
+    groups = groupby(blocks, key=attrgetter("schema"))
+    table = concat_blocks([_with_plain_types(concat_blocks(list(group))) for _, group in groups])
+    # The fill is the spawn key, not one more integer: numpy takes [1] and [1, 0] for the same seed.
+    rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(fill,)))
+    drawn = rng.permutation(table.num_rows)[:num_drawn]
+    # What stays is drawn from at random again, so its order is free, and memory is fastest read in its own.
+    stays = np.ones(table.num_rows, bool)
+    stays[drawn] = False
+    kept = np.flatnonzero(stays)
+    # One column at a time, so that no more than one is there three times over.
+    columns = [_copy_rows(table.select([index]), drawn, kept) for index in range(table.num_columns)]
+    return Shuffled(
+        fill,
+        pa.Table.from_arrays([column for column, _ in columns], schema=table.schema),
+        pa.Table.from_arrays([column for _, column in columns], schema=table.schema),
+    )
+
+
+def _copy_rows(table: pa.Table, drawn: _Indices, kept: _Indices) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:
+    """Return copies of the drawn and of the kept rows of a table's only column."""
+    # `take` would combine the chunks at every call. Where they do not fit one array, it fails and is replaced.
+    with suppress(pa.ArrowInvalid):
+        table = table.combine_chunks()
+    [column] = table.columns
+    return _take(column, drawn), _take(column, kept)
+
+
+def _take(column: pa.ChunkedArray, indices: _Indices) -> pa.ChunkedArray:
+    """Return copies of rows, in the order of the indices."""
+    # Even a slice without rows would hold on to the buffers.
+    if not len(indices):
+        return pa.chunked_array([], column.type)
+    try:
+        chunks = column.take(pa.array(indices)).chunks
+    except pa.ArrowInvalid:
+        chunks = _take_apart(column.chunks, indices)
+    return pa.chunked_array([_with_own_dictionary(chunk) for chunk in chunks], column.type)
+
+
+def _take_apart(chunks: Sequence[pa.Array], indices: _Indices) -> list[pa.Array]:
+    """Return copies of rows as several arrays, where 32-bit offsets or small dictionary indices do not suffice."""
+    # Nobody can tell beforehand how many rows fit: that depends on which ones they are.
+    try:
+        return [_take_chunkwise(chunks, indices)]
+    except pa.ArrowInvalid:
+        if len(indices) == 1:
+            raise
+    half = len(indices) // 2
+    return [*_take_apart(chunks, indices[:half]), *_take_apart(chunks, indices[half:])]
+
+
+def _take_chunkwise(chunks: Sequence[pa.Array], indices: _Indices) -> pa.Array:
+    """Return copies of rows, combining none of the others."""
+    order = np.argsort(indices)
+    ascending = indices[order]
+    starts = np.cumsum([0, *map(len, chunks)])
+    spans = pairwise(np.searchsorted(ascending, starts))
+    pieces = [
+        _with_own_dictionary(chunk.take(pa.array(ascending[first:last] - start)))
+        for chunk, start, (first, last) in zip(chunks, starts[:-1], spans, strict=True)
+        if first < last
+    ]
+    places = np.empty_like(order)
+    places[order] = np.arange(len(order))
+    return pa.concat_arrays(pieces).take(pa.array(places))
+
+
+def _with_own_dictionary(array: pa.Array) -> pa.Array:
+    """Copy the dictionary, if the array has one: `take` shares it with its input.
+
+    One with more values than there are rows is cut down to those in use: if each block has its own values, those of
+    every block that has passed would add up. The values of an ordered one mean something as a whole.
+    """
+    if not pa.types.is_dictionary(array.type):
+        return array
+    indices, values, is_ordered = array.indices, array.dictionary, array.type.ordered
+    used = pa.array(np.arange(len(values)))
+    if len(values) > len(array) and not is_ordered:
+        used = pc.unique(indices).drop_null()
+        indices = pc.index_in(indices, used).cast(indices.type)
+    return pa.DictionaryArray.from_arrays(indices, values.take(used), ordered=is_ordered)
+
+
+def _with_plain_types(table: pa.Table) -> pa.Table:
+    """Convert the columns whose rows Arrow can not gather, or gathers as references to all rows' values."""
+    for index, field in enumerate(table.schema):
+        kind = _plain_type(field.type)
+        if kind != field.type:
+            table = table.set_column(index, field.with_type(kind), _convert(table.column(index), kind))
+    return table
+
+
+def _convert(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
+    with suppress(pa.ArrowNotImplementedError):
+        if pa.types.is_run_end_encoded(column.type):
+            column = pc.run_end_decode(column)
+        # Arrow's cast of list views makes arrays that are not valid, in 18.0 as in 26.0.
+        if "list_view" not in str(column.type):
+            return column.cast(kind)
+    return pa.chunked_array([pa.array(column.to_pylist(), kind)])
+
+
+def _plain_type(kind: pa.DataType, *, is_nested: bool = False) -> pa.DataType:
+    """Return the type as which rows of a type are gathered: most often the same."""
+
+    def plain(field: pa.Field) -> pa.Field:
+        return field.with_type(_plain_type(field.type, is_nested=True))
+
+    types = pa.types
+    if types.is_string_view(kind):
+        return pa.large_string()
+    if types.is_binary_view(kind):
+        return pa.large_binary()
+    if types.is_dictionary(kind):
+        values = _plain_type(kind.value_type, is_nested=True)
+        return values if is_nested else pa.dictionary(kind.index_type, values, kind.ordered)
+    if types.is_run_end_encoded(kind):
+        return _plain_type(kind.value_type, is_nested=is_nested)
+    if types.is_struct(kind):
+        return pa.struct([plain(field) for field in kind])
+    if types.is_map(kind):
+        return pa.map_(plain(kind.key_field), plain(kind.item_field), kind.keys_sorted)
+    if types.is_fixed_size_list(kind):
+        return pa.list_(plain(kind.value_field), kind.list_size)
+    if types.is_list(kind):
+        return pa.list_(plain(kind.value_field))
+    if types.is_large_list(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
+        return pa.large_list(plain(kind.value_field))
+    return kind

@@ -1,0 +1,88 @@
+"""Batches of torch tensors, on the device that a trainer wants them on."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any
+
+from aiodata.batching.options import BatchOptions
+from aiodata.errors import OptionError
+from aiodata.options import true_or_false
+
+
+def torch_options(
+    *, dtypes: Any, device: Any, pin_memory: bool, collate_fn: Callable[[Any], Any] | None, **options: Any
+) -> BatchOptions:
+    """Return the options that make batches of tensors on a device; see `Dataset.aiter_torch_batches`.
+
+    Raises:
+        OptionError: A value that can not work, or torch is not installed.
+    """
+    torch = _require_torch()
+    true_or_false("pin_memory", pin_memory)
+    if collate_fn is not None and dtypes is not None:
+        raise OptionError("give dtypes or collate_fn, not both: a collate_fn decides on the types of its tensors")
+    target = _find_device(torch, device)
+    collate = collate_fn
+    if pin_memory and torch.cuda.is_available():
+        collate = _pinned(collate_fn, partial(map_tensors, lambda tensor: tensor.pin_memory()))
+    if collate is None:
+        options["collate_workers"] = None
+    finalize = None
+    if target.type != "cpu":
+        finalize = partial(map_tensors, lambda tensor: tensor.to(target, non_blocking=True))
+    return BatchOptions(
+        batch_format="torch" if collate_fn is None else "numpy",
+        dtypes=dtypes,
+        collate_fn=collate,
+        finalize_fn=finalize,
+        **options,
+    )
+
+
+def map_tensors(change: Callable[[Any], Any], value: Any) -> Any:
+    """Return `value` with every tensor in it changed; dicts, lists and tuples are looked into, all else is kept."""
+    if isinstance(value, _require_torch().Tensor):
+        return change(value)
+    if isinstance(value, Mapping):
+        return {key: map_tensors(change, one) for key, one in value.items()}
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*(map_tensors(change, one) for one in value))
+    if type(value) in {list, tuple}:
+        return type(value)(map_tensors(change, one) for one in value)
+    return value
+
+
+def _pinned(collate_fn: Callable[[Any], Any] | None, pin: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Return a collate function that pins what `collate_fn` returns, and is async if that is."""
+    if collate_fn is None:
+        return pin
+    collate = collate_fn
+    if not inspect.iscoroutinefunction(collate):
+        return lambda batch: pin(collate(batch))
+
+    async def collate_and_pin(batch: Any) -> Any:
+        return pin(await collate(batch))
+
+    return collate_and_pin
+
+
+def _find_device(torch: Any, device: Any) -> Any:
+    if device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise OptionError(
+            f"device={device!r} is no device of torch; use 'auto', 'cpu', 'cuda', 'cuda:1', ... ({error})"
+        ) from error
+
+
+def _require_torch() -> Any:
+    try:
+        import torch
+    except ImportError as error:
+        raise OptionError("batches of tensors need the package torch: pip install torch") from error
+    return torch

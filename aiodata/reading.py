@@ -1,0 +1,120 @@
+"""Where datasets come from: files, Arrow data, Python objects. Nothing is read before iteration."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow.compute as pc
+import pyarrow.fs as pafs
+
+from aiodata.block import as_block, from_rows
+from aiodata.dataset import Dataset
+from aiodata.errors import OptionError
+from aiodata.options import ExecutionOptions, at_least
+from aiodata.plan.nodes import Plan, Read, Source
+from aiodata.sources.memory import RangeSource, TableSource, split_table
+from aiodata.sources.parquet import ParquetSource
+
+# In-memory tables are cut into blocks of this size, in bytes, so that tasks can share them.
+_MEMORY_BLOCK_BYTES = 32 << 20
+
+
+def read_parquet(
+    paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
+    *,
+    columns: Sequence[str] | None = None,
+    filter: pc.Expression | None = None,  # noqa: A002 - the field's name for it.
+    filesystem: Any = None,
+) -> Dataset:
+    """Read Parquet files, by row group.
+
+    Args:
+        paths: A file, a directory (with its subdirectories), a glob (`*` within a directory, `**` across), a URI that
+            `pyarrow.fs` knows (`s3://...`), or a list of these. Files are read in the order of their paths.
+        columns: The columns to read; None: all.
+        filter: The rows to read, as a `pyarrow.compute.Expression`; row groups whose statistics rule them out are
+            skipped.
+        filesystem: A `pyarrow.fs.FileSystem` that the paths are in; None: local, or the URI's.
+
+    Returns:
+        A Dataset; nothing is listed or read before it is iterated. Then a missing, corrupt or unreadable file, and a
+        path that matches none, is a `SourceError` that names it.
+
+    Example:
+        ```python
+        async for batch in aiodata.read_parquet("flights/*.parquet", columns=["dep_delay"]).aiter_batches():
+            ...
+        ```
+    """
+    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
+    if not given:
+        raise OptionError("paths=[] must name at least one file, directory or glob")
+    is_local = filesystem is None or isinstance(filesystem, pafs.LocalFileSystem)
+    names = tuple(_absolute(os.fspath(path)) if is_local else os.fspath(path) for path in given)
+    if filter is not None and not isinstance(filter, pc.Expression):
+        raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
+    if columns is not None and not columns:
+        raise OptionError("columns=[] must name at least one column")
+    source = ParquetSource(names, None if columns is None else tuple(columns), filter, filesystem)
+    return _dataset(source)
+
+
+def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - as in every such library.
+    """Count from 0 to `n`, in the column `id` (int64).
+
+    Args:
+        n: The number of rows.
+        num_blocks: The number of blocks, each made by a task of its own; None: as suits the CPUs.
+
+    Example:
+        >>> import asyncio
+        >>> asyncio.run(range(3).take())
+        [{'id': 0}, {'id': 1}, {'id': 2}]
+    """
+    at_least("n", n, 0)
+    at_least("num_blocks", num_blocks, 1, optional=True)
+    return _dataset(RangeSource(n, num_blocks))
+
+
+def from_items(items: Sequence[Any]) -> Dataset:
+    """Make a dataset of Python objects: dicts become columns, anything else the column `item`.
+
+    Example:
+        >>> import asyncio
+        >>> asyncio.run(from_items(["a", "b"]).take())
+        [{'item': 'a'}, {'item': 'b'}]
+    """
+    try:
+        block = from_rows(list(items))
+    except ValueError as error:
+        raise OptionError(f"items do not go together: {error}") from error
+    return _dataset(TableSource("from_items", (block,)))
+
+
+def from_arrow(obj: Any) -> Dataset:
+    """Make a dataset of Arrow data, without copying it.
+
+    Args:
+        obj: A Table, anything with `__arrow_c_stream__` (polars, duckdb, pandas, ...), or a list of these.
+
+    Example:
+        >>> import asyncio, pyarrow as pa
+        >>> asyncio.run(from_arrow(pa.table({"x": [1]})).take())
+        [{'x': 1}]
+    """
+    tables = [as_block(one) for one in (obj if isinstance(obj, list | tuple) else [obj])]
+    if not tables:
+        raise OptionError("obj=[] must hold at least one table; an empty table will do")
+    blocks = tuple(block for table in tables for block in split_table(table, _MEMORY_BLOCK_BYTES))
+    return _dataset(TableSource("from_arrow", blocks))
+
+
+def _dataset(source: Source) -> Dataset:
+    return Dataset(Plan(Read(source)), ExecutionOptions())
+
+
+def _absolute(path: str) -> str:
+    """Return a local path so that workers, whose working directory may be another, find it too."""
+    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -1,0 +1,133 @@
+"""Rows and RowIterator: `async for` over single rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from time import perf_counter
+from typing import Any, Self
+
+import anyio.lowlevel
+import pyarrow as pa
+
+from aiodata.iterator import Batches, BatchIterator
+from aiodata.stats import IterationStats
+
+# Values that are turned into Python objects in one go: a fraction of a millisecond.
+_VALUES_PER_STRETCH = 1024
+
+# A consumer that never waits lets the loop run this often, in seconds.
+_YIELD_EVERY_S = 0.0005
+
+
+class Rows:
+    """The rows of a dataset as dicts of Python values; each `async for` over it is one full pass.
+
+    Args:
+        batches: The rows in batches, as `pyarrow.Table`s.
+
+    Example:
+        >>> import asyncio, aiodata
+        >>> async def main():
+        ...     async for row in aiodata.range(2).aiter_rows():
+        ...         print(row)
+        >>> asyncio.run(main())
+        {'id': 0}
+        {'id': 1}
+    """
+
+    def __init__(self, batches: Batches) -> None:
+        """Hold the recipe; nothing runs."""
+        self._batches = batches
+
+    def __aiter__(self) -> RowIterator:
+        """Return an iterator for one pass."""
+        return RowIterator(aiter(self._batches))
+
+    async def __aenter__(self) -> RowIterator:
+        """Return an iterator for one pass, which is closed when the `async with` is left."""
+        return RowIterator(await self._batches.__aenter__())
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close the iterator."""
+        await self._batches.__aexit__(*exc_info)
+
+    def __repr__(self) -> str:
+        """Show what is iterated, and how."""
+        return f"<Rows of {self._batches!r}>"
+
+
+class RowIterator:
+    """One pass over a dataset's rows; like a `BatchIterator`, it ends the run when it is dropped.
+
+    A cancelled or timed-out `__anext__` loses no row: the next call returns it.
+    """
+
+    __slots__ = ("__weakref__", "_batches", "_position", "_rows", "_table", "_yield_at")
+
+    def __init__(self, batches: BatchIterator) -> None:
+        """Hold the batches; the run starts with the first `__anext__`."""
+        self._batches = batches
+        self._table: pa.Table | None = None
+        self._position = 0
+        self._rows: Iterator[dict[str, Any]] = iter(())
+        self._yield_at = 0.0
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> dict[str, Any]:
+        """Return the next row.
+
+        Raises:
+            StopAsyncIteration: The pass is over, or was closed.
+            BusyError: Another task is waiting for a row of this iterator.
+            TaskError: The user's function failed, or a read did.
+            SourceError: A file is missing, corrupt or unreadable, or no file matches.
+            RuntimeUnavailableError: Ray can not be reached or started.
+        """
+        try:
+            if perf_counter() >= self._yield_at:
+                await anyio.lowlevel.checkpoint()
+                self._yield_at = perf_counter() + _YIELD_EVERY_S
+            while (row := next(self._rows, None)) is None:
+                if self._table is None or self._position >= self._table.num_rows:
+                    self._table = await anext(self._batches)
+                    self._position = 0
+                self._convert_stretch(self._table)
+            return row
+        except BaseException:
+            # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run.
+            del self
+            raise
+
+    async def aclose(self) -> None:
+        """Stop the run and wait until it has stopped, for `close_timeout_s` at most; idempotent, from any task."""
+        self._table, self._rows = None, iter(())
+        await self._batches.aclose()
+
+    def stats(self) -> IterationStats:
+        """Return what this pass has done so far; rows and batches count as they are cut, a little ahead of the rows."""
+        return self._batches.stats()
+
+    async def __aenter__(self) -> Self:
+        """Return itself.
+
+        Raises:
+            ClosedError: It was closed before.
+        """
+        await self._batches.__aenter__()
+        return self
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        """Close."""
+        await self.aclose()
+
+    def __repr__(self) -> str:
+        """Show how far it is."""
+        return f"<RowIterator of {self._batches!r}>"
+
+    def _convert_stretch(self, table: pa.Table) -> None:
+        stretch = table.slice(self._position, max(1, _VALUES_PER_STRETCH // table.num_columns))
+        self._rows = iter(stretch.to_pylist())
+        self._position += stretch.num_rows
