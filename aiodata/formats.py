@@ -29,13 +29,27 @@ The others:
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property, reduce
+from importlib import import_module
+from importlib.util import find_spec
 from typing import Any, Literal, Protocol, get_args
 
 import numpy as np
 import pyarrow as pa
 
 from aiodata.block import concat_blocks
+from aiodata.columns import (
+    column_to_numpy,
+    compact,
+    concatenate,
+    count_objects,
+    gather_columns,
+    is_plain,
+    join_columns,
+    weigh,
+)
 from aiodata.errors import OptionError
 
 BatchFormat = Literal["numpy", "pyarrow", "pandas", "polars", "torch"]
@@ -52,10 +66,12 @@ _COLUMNS_OF_OBJECTS = 64
 _COLUMNS_OF_COPIES = 512
 
 # What counts as so many words: a string that polars refers to (7 to 14 ns), and a cast to a type that numpy lacks, for
-# torch casts more than 32,768 values in threads, and waits for them. How long a list is, is a guess.
+# torch casts more than 32,768 values in threads, and waits for them.
 _WORDS_PER_STRING = 8
 _WORDS_PER_CAST = 8
-_VALUES_PER_LIST = 8
+
+# Columns that polars is given one by one, at most: each costs about 10 µs more than it would among others.
+_COLUMNS_ALONE = 16
 
 
 class Format(Protocol):
@@ -64,10 +80,12 @@ class Format(Protocol):
     Attributes:
         name: What users call it.
         join_copies: Whether `join` copies the rows, rather than referring to them.
+        library: The package that converting imports, if it does; that may take a second.
     """
 
     name: BatchFormat
     join_copies: bool
+    library: str | None
 
     def stretch(self, schema: pa.Schema) -> int | None:
         """Rows of `schema` to convert in one go, at least one; None: all of them."""
@@ -103,11 +121,16 @@ def get_format(name: str, dtypes: Any = None) -> Format:
     return known[name]()
 
 
-def _require(module: str) -> Any:
-    try:
-        return __import__(module)
-    except ImportError as error:
-        raise OptionError(f"batch_format={module!r} needs the package {module}: pip install {module}") from error
+class _Library:
+    """A package that a format needs: looked for at once, imported when something of it is first used."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        if sys.modules.get(name) is None and find_spec(name) is None:
+            raise OptionError(f"batch_format={name!r} needs the package {name}: pip install {name}")
+
+    def __getattr__(self, attribute: str) -> Any:
+        return getattr(import_module(self._name), attribute)
 
 
 class _Costed:
@@ -139,6 +162,7 @@ class _Costed:
 class _Numpy(_Costed):
     name: BatchFormat = "numpy"
     join_copies = True
+    library: str | None = None
 
     def convert(self, segment: pa.RecordBatch) -> dict[str, np.ndarray[Any, Any]]:
         return dict(zip(segment.schema.names, map(column_to_numpy, segment.columns), strict=True))
@@ -148,11 +172,11 @@ class _Numpy(_Costed):
 
     def join(self, pieces: Sequence[Any]) -> Any:
         names = dict.fromkeys(name for piece in pieces for name in piece)
-        return {name: _join_columns(name, _gather(name, pieces)) for name in names}
+        return {name: join_columns(name, gather_columns(name, pieces)) for name in names}
 
     def _cost(self, field: pa.Field) -> tuple[float, float]:
-        if not _is_plain(field.type):
-            return _objects(field.type), 0
+        if not is_plain(field.type):
+            return count_objects(field.type), 0
         # Where there are nulls more is copied, or even made an object, but a schema does not tell.
         return 0, pa.types.is_boolean(field.type) or pa.types.is_date(field.type)
 
@@ -160,6 +184,7 @@ class _Numpy(_Costed):
 class _Arrow:
     name: BatchFormat = "pyarrow"
     join_copies = False
+    library: str | None = None
 
     def stretch(self, schema: pa.Schema) -> int | None:
         return None
@@ -177,16 +202,20 @@ class _Arrow:
 class _Pandas(_Costed):
     name: BatchFormat = "pandas"
     join_copies = True
+    library: str | None = "pandas"
 
     def __init__(self) -> None:
         super().__init__()
-        self._pandas = _require("pandas")
-        # From pandas 3 on strings stay in Arrow's memory, before they become objects.
-        self._has_strings = pa.array(["a"]).to_pandas().dtype != object
+        self._pandas = _Library("pandas")
+
+    @cached_property
+    def _has_strings(self) -> bool:
+        """Whether strings stay in Arrow's memory, as from pandas 3 on, before which they become objects."""
+        return bool(pa.array(["a"]).to_pandas().dtype != object)
 
     def convert(self, segment: pa.RecordBatch) -> Any:
-        compact = _compact(segment, lambda column: bool(pa.types.is_map(column.type)))
-        return compact.to_pandas(use_threads=False, ignore_metadata=True)
+        segment = compact(segment, lambda column: bool(pa.types.is_map(column.type)))
+        return segment.to_pandas(use_threads=False, ignore_metadata=True)
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         return rows.iloc[start:stop].reset_index(drop=True)
@@ -201,24 +230,44 @@ class _Pandas(_Costed):
         if pa.types.is_dictionary(kind):
             return 0, 1  # All of a dictionary is converted for each stretch, so there should be few.
         is_string = pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind)
-        return 0 if self._has_strings and is_string else _objects(kind), 1
+        return 0 if self._has_strings and is_string else count_objects(kind), 1
 
 
 class _Polars(_Costed):
     name: BatchFormat = "polars"
     join_copies = False
+    library: str | None = "polars"
 
     def __init__(self) -> None:
         super().__init__()
-        self._polars = _require("polars")
+        self._polars = _Library("polars")
 
     def convert(self, segment: pa.RecordBatch) -> Any:
-        return self._polars.from_arrow(_compact(segment, self._needs_copy), rechunk=False)
+        segment = compact(segment, self._needs_copy)
+        converted = [
+            name for name, kind in zip(segment.schema.names, segment.schema.types, strict=True) if self._words(kind)
+        ]
+        if not 0 < len(converted) <= _COLUMNS_ALONE or len(set(segment.schema.names)) < segment.num_columns:
+            return self._polars.from_arrow(segment, rechunk=False)
+        # Polars converts a column alone in this thread, several by its own threads; where decoding keeps the processors
+        # busy, those take milliseconds to be scheduled, and the event loop would wait for them.
+        alone = [self._polars.from_arrow(segment.column(name)).alias(name) for name in converted]
+        if len(alone) == segment.num_columns:
+            return self._polars.DataFrame(alone)
+        frame = self._polars.from_arrow(segment.drop_columns(converted), rechunk=False)
+        for series in alone:
+            frame.insert_column(segment.schema.get_field_index(series.name), series)
+        return frame
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         return rows.slice(start, stop - start)
 
     def join(self, pieces: Sequence[Any]) -> Any:
+        try:
+            # As in `convert`: `concat` would wait for polars' threads.
+            return reduce(self._polars.DataFrame.vstack, pieces)
+        except self._polars.exceptions.PolarsError:
+            pass
         try:
             return self._polars.concat(pieces, how="diagonal_relaxed", rechunk=False)
         except self._polars.exceptions.PolarsError as error:
@@ -228,7 +277,7 @@ class _Polars(_Costed):
         return 0, self._words(field.type)
 
     def _words(self, kind: pa.DataType) -> float:
-        return _weigh(kind, lambda leaf: 0 if _is_plain(leaf) or pa.types.is_decimal128(leaf) else _WORDS_PER_STRING)
+        return weigh(kind, lambda leaf: 0 if is_plain(leaf) or pa.types.is_decimal128(leaf) else _WORDS_PER_STRING)
 
     def _needs_copy(self, column: pa.Array) -> bool:
         kind = getattr(column.type, "storage_type", column.type)
@@ -240,10 +289,11 @@ class _Torch(_Costed):
     # Each stretch is copied once: so tensors can be written to, and keep no block alive.
     name: BatchFormat = "torch"
     join_copies = True
+    library: str | None = "torch"
 
     def __init__(self, dtypes: Any) -> None:
         super().__init__()
-        self._torch = _require("torch")
+        self._torch: Any = _Library("torch")
         self._dtypes = dict(dtypes) if isinstance(dtypes, Mapping) else {}
         self._dtype = None if isinstance(dtypes, Mapping) else dtypes
         asked = [*self._dtypes.values()] if self._dtype is None else [self._dtype]
@@ -273,13 +323,13 @@ class _Torch(_Costed):
     def _cost(self, field: pa.Field) -> tuple[float, float]:
         dtype = self._dtypes.get(field.name, self._dtype)
         least = 0 if dtype is None else dtype.itemsize / 8
-        words = max(1, _weigh(field.type, lambda leaf: max(least, leaf.bit_width / 64 if _is_plain(leaf) else 0)))
+        words = max(1, weigh(field.type, lambda leaf: max(least, leaf.bit_width / 64 if is_plain(leaf) else 0)))
         return 0, words * (1 if self._numpy_has_all else _WORDS_PER_CAST)
 
     def _to_tensor(self, name: str, array: pa.Array) -> Any:
         column = column_to_numpy(array)
         if column.dtype.kind not in "biuf":
-            nulls = " with nulls" if _is_plain(array.type) and column.dtype == object else ""
+            nulls = " with nulls" if is_plain(array.type) and column.dtype == object else ""
             raise ValueError(
                 f"column {name!r} is {array.type}{nulls}, which torch has no tensors for: leave it out with "
                 "select_columns, convert it with map_batches, or give a collate_fn, which gets numpy columns"
@@ -303,97 +353,10 @@ class _Torch(_Costed):
             raise ValueError(f"column {name!r} is missing in some blocks; add it with map_batches, or leave it out")
         dtype = tensors[0].dtype
         if _numpy_type(dtype) is not None:
-            return self._own_tensor(_concatenate(name, [one.numpy() for one in tensors]))
-        return self._own_tensor(_concatenate(name, [one.float().numpy() for one in tensors]), dtype)
+            return self._own_tensor(concatenate(name, [one.numpy() for one in tensors]))
+        return self._own_tensor(concatenate(name, [one.float().numpy() for one in tensors]), dtype)
 
 
 def _numpy_type(dtype: Any) -> Any:
     """Return numpy's type for torch's, or None where there is none, as for bfloat16."""
     return getattr(np, str(dtype).removeprefix("torch."), None)
-
-
-def column_to_numpy(array: pa.Array) -> np.ndarray[Any, Any]:
-    """Convert one Arrow array by the rules at the top of this file; zero-copy where the layout allows."""
-    kind = array.type
-    shape: tuple[int, ...] = ()
-    axes: tuple[int, ...] = ()
-    if isinstance(kind, pa.BaseExtensionType):
-        if isinstance(kind, pa.FixedShapeTensorType):
-            shape, axes = tuple(kind.shape), tuple(1 + axis for axis in kind.permutation or ())
-        array, kind = array.storage, array.storage.type
-    if pa.types.is_fixed_size_list(kind) and _is_plain(kind) and not array.null_count:
-        values = array
-        sizes: tuple[int, ...] = ()
-        while pa.types.is_fixed_size_list(values.type) and not values.null_count:
-            sizes, values = (*sizes, values.type.list_size), values.flatten()
-        if not values.null_count:
-            tensors: np.ndarray[Any, Any] = values.to_numpy(zero_copy_only=False).reshape(len(array), *(shape or sizes))
-            # Not to_numpy_ndarray, which (in pyarrow 26) mixes up the values where a permutation is a cycle of three.
-            return tensors.transpose(0, *axes) if axes else tensors
-    if pa.types.is_map(kind):
-        array = pa.concat_arrays([array])  # As in `_compact`.
-    column: np.ndarray[Any, Any] = array.to_numpy(zero_copy_only=False)
-    return column
-
-
-def _compact(segment: pa.RecordBatch, needs_it: Callable[[pa.Array], bool]) -> pa.RecordBatch:
-    """Copy nested columns of which else all would be converted that they are a slice of, for each slice again."""
-    for index, kind in enumerate(segment.schema.types):
-        if getattr(kind, "storage_type", kind).num_fields and needs_it(column := segment.column(index)):
-            segment = segment.set_column(index, segment.schema.field(index), pa.concat_arrays([column]))
-    return segment
-
-
-def _is_plain(kind: pa.DataType) -> bool:
-    """Whether values of this type convert without making Python objects, unless there are nulls."""
-    if isinstance(kind, pa.FixedShapeTensorType):
-        return True
-    if pa.types.is_fixed_size_list(kind):
-        return _is_plain(kind.value_type)
-    return bool(pa.types.is_primitive(kind) and not (pa.types.is_time(kind) or pa.types.is_interval(kind)))
-
-
-def _weigh(kind: pa.DataType, weigh_leaf: Callable[[pa.DataType], float], *, count_containers: bool = False) -> float:
-    """Sum up the leaves in a value, and for what holds them one each and one per field, as often as a row has them."""
-    kind = getattr(kind, "storage_type", kind)
-    if not kind.num_fields:
-        return weigh_leaf(kind)
-    is_one = pa.types.is_struct(kind) or pa.types.is_union(kind)
-    times = kind.list_size if pa.types.is_fixed_size_list(kind) else 1 if is_one else _VALUES_PER_LIST
-    fields = [kind.field(i).type for i in range(kind.num_fields)]
-    values = times * sum(_weigh(one, weigh_leaf, count_containers=count_containers) for one in fields)
-    return values + (1 + len(fields) if count_containers else 0)
-
-
-def _objects(kind: pa.DataType) -> float:
-    return _weigh(kind, lambda leaf: 0 if _is_plain(leaf) else 1, count_containers=True)
-
-
-def _gather(name: str, pieces: Sequence[Any]) -> list[np.ndarray[Any, Any]]:
-    """Return a column's parts; where a piece lacks it, nulls."""
-    present = [piece[name] for piece in pieces if name in piece]
-    return [piece[name] if name in piece else _missing(len(next(iter(piece.values()))), present) for piece in pieces]
-
-
-def _join_columns(name: str, columns: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    if len({column.ndim for column in columns}) > 1:
-        # Tensors are objects where some of them are null: then all of them have to be.
-        columns = [np.fromiter(column, object, count=len(column)) for column in columns]
-    return _concatenate(name, columns)
-
-
-def _concatenate(name: str, columns: list[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    try:
-        return np.concatenate(columns)
-    except (ValueError, TypeError) as error:
-        kinds = [f"{column.dtype}{list(column.shape[1:])}" for column in columns]
-        raise ValueError(f"column {name!r} has types that do not go together in different blocks: {kinds}") from error
-
-
-def _missing(num_rows: int, others: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
-    """Return a column of nulls as they look beside columns of these types."""
-    kind = np.result_type(*others) if all(other.dtype.kind in "iufmM" for other in others) else np.dtype(object)
-    if kind.kind in "iu":
-        kind = np.dtype(np.float64)
-    null = None if kind.kind == "O" else np.nan if kind.kind == "f" else np.array("NaT", dtype=kind)
-    return np.full((num_rows, *others[0].shape[1:]), null, dtype=kind)

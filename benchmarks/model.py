@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import Enum
+from functools import partial
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -87,6 +88,43 @@ class Contender:
     measure: Callable[[], Mapping[str, float]]
     on_cluster: bool = False
     warms_itself: bool = False
+
+
+# The contenders that `aiodata_contenders` describes: those that aims are about.
+AIODATA = ("aiodata_ray", "aiodata_local")
+
+
+def aiodata_contenders(
+    measure: Callable[[str], Mapping[str, float]],
+    *,
+    variant: str = "",
+    requires: tuple[str, ...] = (),
+    warms_itself: bool = False,
+) -> tuple[Contender, Contender]:
+    """Describe aiodata on each of its runtimes, with the same settings.
+
+    Args:
+        measure: Is called with the runtime's name, and returns a figure for each metric of the scenario.
+        variant: What sets these two apart from others of the scenario, for their names and summaries.
+        requires: Modules that have to be importable beside aiodata (and Ray).
+        warms_itself: As in `Contender`.
+
+    Returns:
+        The contenders that `AIODATA` names, with `_variant` at the end of each name if there is one.
+    """
+    names = [f"{name}_{variant}" if variant else name for name in AIODATA]
+    summaries = [f"aiodata, {runtime} runtime{variant and f', {variant}'}" for runtime in ("Ray", "local")]
+    return (
+        Contender(
+            names[0],
+            summaries[0],
+            ("aiodata", "ray", *requires),
+            partial(measure, "ray"),
+            on_cluster=True,
+            warms_itself=warms_itself,
+        ),
+        Contender(names[1], summaries[1], ("aiodata", *requires), partial(measure, "local"), warms_itself=warms_itself),
+    )
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.data import SHAPE, ensure_parquet
 
@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     import aiodata
 
 NUM_ROWS = SHAPE.num_rows
+NUMERIC_COLUMNS = ("id", "x", "y", "label")
 
 
 class RowCountError(Exception):
@@ -58,9 +59,9 @@ def quiet_ray_data() -> None:
     logging.getLogger("ray.data").setLevel(logging.ERROR)
 
 
-def ray_data_parquet() -> ray.data.Dataset:
+def ray_data_parquet(**options: Any) -> ray.data.Dataset:
     """Open the files in Ray Data."""
     import ray.data
 
     quiet_ray_data()
-    return ray.data.read_parquet(parquet_folder())
+    return ray.data.read_parquet(parquet_folder(), **options)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import json
 import os
 import time
@@ -36,7 +37,8 @@ def measure(scenario: Scenario, contender: Contender) -> Mapping[str, float]:
     """Make the warm-up passes and the counted one.
 
     The warm-up is the same for everyone: modules are imported, files are in the page cache, Ray's
-    worker processes are there.
+    worker processes are there, and the garbage collector has gone through it all: with torch loaded
+    that takes a tenth of a second, in the middle of somebody's pass.
 
     Args:
         scenario: Says which metrics are expected.
@@ -51,6 +53,7 @@ def measure(scenario: Scenario, contender: Contender) -> Mapping[str, float]:
     if not contender.warms_itself:
         for _ in range(scenario.num_warm_ups):
             contender.measure()
+        gc.collect()
         time.sleep(_PAUSE_S)
     figures = contender.measure()
     _check(figures, scenario)

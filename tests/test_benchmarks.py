@@ -18,18 +18,30 @@ from benchmarks.data import DataShape, ensure_parquet
 from benchmarks.environment import Environment
 from benchmarks.figures import Spread, figure_text, percentile, ratio, spread, spread_text
 from benchmarks.lag import PERIOD_S, lags_beside
-from benchmarks.model import Aim, Contender, Metric, Scenario, at_most, times_as_fast, times_as_long
+from benchmarks.memory import numeric_chunks, wide_chunks
+from benchmarks.model import (
+    AIODATA,
+    Aim,
+    Contender,
+    Metric,
+    Scenario,
+    aiodata_contenders,
+    at_most,
+    times_as_fast,
+    times_as_long,
+)
 from benchmarks.outcome import Measurement, ScenarioResult, Status
 from benchmarks.page import render_page
 from benchmarks.rounds import missing_modules
-from benchmarks.scenarios import load_scenario, scenario_names
+from benchmarks.scenarios import collate, load_scenario, scenario_names
 from benchmarks.settling import seconds_until_rest
 from benchmarks.sources import RowCountError, check_rows
+from benchmarks.stamps import Stamps, time_async_pass, time_pass
 from benchmarks.store import StoredResultsError, load_results, merge_results, save_results
 from benchmarks.worker import measure
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import AsyncIterator, Mapping
     from pathlib import Path
 
 ENVIRONMENT = Environment("Z80", 2, 0.1, "CP/M 2.2", "CPython 3.11", {"ray": "2.60.0"})
@@ -231,11 +243,34 @@ def test_writing_the_page_keeps_the_sections_of_earlier_runs(tmp_path: Path) -> 
 
 
 def test_every_scenario_loads_under_its_module_name() -> None:
-    assert {"scan", "first_batch", "small_batches", "early_exit", "loop_lag"} <= set(scenario_names())
+    assert scenario_names() == [
+        "scan",
+        "first_batch",
+        "small_batches",
+        "wide",
+        "collate",
+        "blocking_trainer",
+        "early_exit",
+        "loop_lag",
+    ]
     for name in scenario_names():
         scenario = load_scenario(name)
         assert scenario.name == name
         assert scenario.notes
+
+
+def test_aiodata_takes_part_on_both_runtimes() -> None:
+    def runtime_length(runtime: str) -> Mapping[str, float]:
+        return {"length": len(runtime)}
+
+    on_ray, on_local = aiodata_contenders(runtime_length, variant="torch", requires=("torch",))
+
+    assert [on_ray.name, on_local.name] == [f"{name}_torch" for name in AIODATA]
+    assert [on_ray.on_cluster, on_local.on_cluster] == [True, False]
+    assert on_ray.requires == ("aiodata", "ray", "torch")
+    assert on_local.summary == "aiodata, local runtime, torch"
+    assert on_local.measure() == {"length": len("local")}
+    assert tuple(contender.name for contender in aiodata_contenders(runtime_length)) == AIODATA
 
 
 def test_unknown_scenario_is_refused_with_the_known_ones() -> None:
@@ -316,3 +351,53 @@ async def test_rest_counts_only_when_it_lasts() -> None:
 
     restless_s, calm_s = waits_s
     assert restless_s > calm_s
+
+
+def test_stamps_count_waits_from_when_a_batch_is_asked_for() -> None:
+    stamps = Stamps()
+    for _ in range(3):
+        stamps.batch(2)
+        time.sleep(0.01)
+        stamps.ask()
+
+    timing = stamps.end(6)
+
+    assert timing.first_s < 0.01
+    assert len(timing.waits_s) == 2
+    assert max(timing.waits_s) < 0.01
+    assert timing.pass_s >= 0.03
+
+
+async def test_pass_is_timed_alike_by_async_and_plain_loops() -> None:
+    async def one_by_one() -> AsyncIterator[dict[str, list[int]]]:
+        for batch in batches:
+            await asyncio.sleep(0.01)
+            yield batch
+
+    batches = [{"id": [0, 1]}, {"id": [2]}]
+
+    plain = time_pass(lambda: batches, "id", 3)
+    waiting = await time_async_pass(one_by_one, "id", 3)
+
+    assert len(plain.waits_s) == len(waiting.waits_s) == 1
+    assert waiting.pass_s >= waiting.first_s + waiting.waits_s[0]
+    with pytest.raises(RowCountError):
+        time_pass(lambda: batches, "id", 4)
+
+
+def test_tables_in_memory_have_the_shape_asked_for() -> None:
+    narrow = numeric_chunks(200, 50)
+    wide = wide_chunks(2, 3, 7)
+
+    assert [chunk.num_rows for chunk in narrow] == [50] * 4
+    assert narrow[3].column("id").to_pylist() == list(range(150, 200))
+    assert [chunk.shape for chunk in wide] == [(3, 7)] * 2
+    assert wide[0].schema.names[-1] == "c6"
+
+
+def test_collating_costs_ten_milliseconds_on_average() -> None:
+    costs_s = collate.costs_s()
+
+    assert len(costs_s) == 200
+    assert sum(costs_s) / len(costs_s) == pytest.approx(0.01, rel=0.01)
+    assert sum(cost_s == 0.03 for cost_s in costs_s) == 30

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 
 from aiodata import OptionError
 from aiodata.block import as_block
-from aiodata.formats import _compact, column_to_numpy, get_format
+from aiodata.columns import column_to_numpy, compact
+from aiodata.formats import get_format
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars", "torch"]
 
@@ -395,6 +396,6 @@ def test_stretch_is_that_of_the_schema_asked_about() -> None:
 
 def test_slices_of_nested_columns_leave_their_neighbours_behind() -> None:
     segment = pa.record_batch({"x": [["a", "b"]] * 1000, "y": range(1000)}).slice(500, 2)
-    compact = _compact(segment, lambda column: column.type == pa.list_(pa.string()))
-    assert compact.equals(segment)
-    assert compact.column("x").get_total_buffer_size() < 100
+    compacted = compact(segment, lambda column: column.type == pa.list_(pa.string()))
+    assert compacted.equals(segment)
+    assert compacted.column("x").get_total_buffer_size() < 100

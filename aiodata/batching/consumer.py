@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from time import perf_counter
-from typing import Any
+from typing import Any, NoReturn
 
 import anyio
 import anyio.lowlevel
@@ -30,6 +30,10 @@ _YIELD_EVERY_S = 0.0005
 # one: what is behind it then goes on as far as it can. A turn in which nothing happens costs some microseconds.
 _LONG_HOLD_S = 0.002
 _TURNS_AFTER_HOLD = 20
+
+
+# How long a run that has failed may take to end before its error is raised all the same, in seconds.
+_FAILED_RUN_S = 0.1
 
 
 class Phase(enum.Enum):
@@ -61,6 +65,7 @@ class Consumer:
         self._supervisor = Supervisor(self._run, name="aiodata run", on_end=self._on_run_end)
         self._loops: list[asyncio.AbstractEventLoop] = []
         self._is_complete = False
+        self._error: AiodataError | None = None
         # Until then, a batch that is ready is returned without a look at anything else.
         self._fast_until = 0.0
         self._times = PassTimes()
@@ -80,9 +85,9 @@ class Consumer:
             return Signal.PENDING
         try:
             batch = self._pipeline.take()
-        except Exception:
-            self._end()
-            raise
+        except AiodataError as error:
+            self._error = error
+            return Signal.PENDING
         if type(batch) is not Signal:
             self._times.on_ready_batch(now)
         return batch
@@ -107,8 +112,11 @@ class Consumer:
             await anyio.lowlevel.checkpoint()
             if held:
                 await self._catch_up()
-            self._check()
-            batch = await self._next_checked()
+            await self._check()
+            try:
+                batch = await self._pipeline.next()
+            except AiodataError as error:
+                await self._fail(error)
             if batch is Signal.END:
                 await self._finish()
             self._loop_has_turned = False
@@ -187,20 +195,13 @@ class Consumer:
     def _note_turn(self) -> None:
         self._loop_has_turned = True
 
-    async def _next_checked(self) -> Any:
-        try:
-            return await self._pipeline.next()
-        except Exception:
-            self._end()
-            raise
-
-    def _check(self) -> None:
+    async def _check(self) -> None:
         """Raise what ended the pass, as soon as it is known."""
         if self._phase is Phase.CLOSED:
             raise StopAsyncIteration
-        error = self._pipeline.failure or self._supervisor.error
+        error = self._error or self._pipeline.failure or self._supervisor.error
         if error is not None:
-            self._fail(error)
+            await self._fail(error)
 
     async def _finish(self) -> None:
         """End the pass: its data, or its run, has come to an end.
@@ -208,17 +209,22 @@ class Consumer:
         Raises:
             StopAsyncIteration: It was the data.
         """
-        self._check()
+        await self._check()
         await self._supervisor.wait()
-        self._check()
+        await self._check()
         if not self._is_complete:
-            self._fail(AiodataError("the run was cancelled from outside before its data came to an end"))
+            await self._fail(AiodataError("the run was cancelled from outside before its data came to an end"))
         self._close()
         raise StopAsyncIteration
 
-    def _fail(self, error: Exception) -> None:
-        """Raise what ended the run, without the frames that would keep the run's references alive."""
+    async def _fail(self, error: Exception) -> NoReturn:
+        """End the run and raise what was the reason, without the frames that would keep the run's references alive.
+
+        The run is given a moment to end: a program that ends with the error would else interrupt its cleanup.
+        """
         self._end()
+        with anyio.move_on_after(_FAILED_RUN_S, shield=True):
+            await self._supervisor.wait()
         if isinstance(error, AiodataError):
             error.__context__ = None
             raise error.with_traceback(None)

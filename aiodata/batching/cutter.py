@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from time import perf_counter
 from typing import Any, TypeVar
 
@@ -111,6 +112,12 @@ class Cutter:
     def rows(self) -> int:
         """Rows handed out."""
         return self._batcher.rows
+
+    async def prepare(self) -> None:
+        """Import what converting needs, in a thread; nothing is cut before."""
+        library = self._options.make_format().library
+        if library is not None and library not in sys.modules:
+            await call_in_thread(partial(import_module, library), grace_s=self._grace_s)
 
     def take(self) -> Any:
         """Return the next batch if it takes only about a millisecond, else `PENDING`.
@@ -298,7 +305,7 @@ class Cutter:
         # As a batch of its own, or as a part of one that takes more, a whole block pins nothing else.
         if size is None or (rows <= self._batcher.rows_short and fetched.is_whole):
             return 0, [block]
-        row_bytes = block.nbytes / rows
+        row_bytes = (fetched.num_bytes if fetched.is_whole else block.nbytes) / rows
         remainder = (rows - self._batcher.rows_short) % size if rows > self._batcher.rows_short else rows
         if not is_strict:
             if not remainder or remainder * row_bytes > _SMALL_BYTES:

@@ -92,6 +92,7 @@ class DirectPipeline:
 
     async def run(self, bundles: BundleSource) -> None:
         """Fetch blocks, until all are cut; cut them, if that is to be done ahead."""
+        await self._cutter.prepare()
         async with anyio.create_task_group() as group:
             group.start_soon(self.window.run, bundles)
             await self._decided.wait()
@@ -169,6 +170,7 @@ class StagedPipeline:
 
     async def run(self, bundles: BundleSource) -> None:
         """Fetch, cut, collate and finalize until the end of the bundles."""
+        await self._cutter.prepare()
         with self._scope:
             async with anyio.create_task_group() as group:
                 group.start_soon(self.window.run, bundles)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Protocol
 
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
@@ -30,7 +30,7 @@ class Operator(Protocol):
 class InputOperator:
     """Sends on blocks that are stored already."""
 
-    def __init__(self, name: str, bundles: Sequence[RefBundle]) -> None:
+    def __init__(self, name: str, bundles: Iterable[RefBundle]) -> None:
         """Prepare."""
         self.counters = OperatorCounters(name)
         self._bundles = bundles

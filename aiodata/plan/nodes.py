@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -33,7 +33,7 @@ class Source(Protocol):
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
         """
 
-    def bundles(self) -> Sequence[RefBundle] | None:
+    def bundles(self) -> Iterable[RefBundle] | None:
         """Return the blocks, if they are stored somewhere already; else None."""
 
     def schema(self) -> pa.Schema | None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
@@ -72,7 +72,7 @@ class RangeSource:
         piece_bytes = _OWN_TASK_BYTES if self.num_blocks else 8 * self.num_rows // count
         return [RangePiece(start, stop, piece_bytes) for start, stop in pairwise(bounds)]
 
-    def bundles(self) -> Sequence[RefBundle] | None:
+    def bundles(self) -> Iterable[RefBundle] | None:
         """Return None: rows are made in tasks."""
         return None
 
@@ -104,12 +104,12 @@ class TableSource:
         """Return nothing: the tables are passed on as blocks."""
         return ()
 
-    def bundles(self) -> Sequence[RefBundle] | None:
-        """Return the tables, each as its own reference."""
-        return [
+    def bundles(self) -> Iterable[RefBundle] | None:
+        """Return the tables, each as its own reference, as they are needed: to count their bytes takes a while."""
+        return (
             RefBundle.whole(InlineBlock(table), BlockMetadata(table.num_rows, table.nbytes, table.schema, self.name))
             for table in self.tables
-        ]
+        )
 
     def schema(self) -> pa.Schema | None:
         """Return the tables' schema."""
@@ -140,7 +140,7 @@ class StoredSource:
         """Return nothing: the blocks are passed on."""
         return ()
 
-    def bundles(self) -> Sequence[RefBundle] | None:
+    def bundles(self) -> Iterable[RefBundle] | None:
         """Return the blocks."""
         return self.stored
 

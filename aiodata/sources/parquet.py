@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from itertools import pairwise
@@ -141,7 +141,7 @@ class ParquetSource:
             return pieces
         return [part for piece in pieces for part in _divide_file(piece, -(-num_tasks // len(pieces)))]
 
-    def bundles(self) -> Sequence[RefBundle] | None:
+    def bundles(self) -> Iterable[RefBundle] | None:
         """Return None: rows are read in tasks."""
         return None
 

@@ -8,7 +8,16 @@ from importlib import import_module
 from benchmarks.model import Scenario
 
 # The order in which they are listed, run and reported; scenarios not named here follow.
-_ORDER = ("scan", "first_batch", "small_batches", "early_exit", "loop_lag")
+_ORDER = (
+    "scan",
+    "first_batch",
+    "small_batches",
+    "wide",
+    "collate",
+    "blocking_trainer",
+    "early_exit",
+    "loop_lag",
+)
 
 
 def scenario_names() -> list[str]:

@@ -27,7 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import event_loop
-from benchmarks.model import Contender, Metric, Scenario, at_most
+from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, at_most
 from benchmarks.settling import seconds_until_rest
 from benchmarks.sources import quiet_ray_data
 
@@ -182,6 +182,11 @@ def _early_exit(leave: Callable[[], Awaitable[float]], open_resources: Callable[
     return event_loop.run(_leave_often(leave, open_resources))
 
 
+def _aiodata(runtime: str) -> Mapping[str, float]:
+    open_resources: Callable[[], _Resources] = _ClusterResources if runtime == "ray" else _LocalResources
+    return _early_exit(partial(_leave_aiodata, runtime), open_resources)
+
+
 _NOTHING_LEFT = ("threads_left", "tasks_left", "refs_left", "store_left_bytes")
 
 SCENARIO = Scenario(
@@ -200,21 +205,7 @@ SCENARIO = Scenario(
     ),
     baseline="ray_data",
     contenders=(
-        Contender(
-            "aiodata_ray",
-            "aiodata, Ray runtime",
-            ("aiodata", "ray"),
-            partial(_early_exit, partial(_leave_aiodata, "ray"), _ClusterResources),
-            on_cluster=True,
-            warms_itself=True,
-        ),
-        Contender(
-            "aiodata_local",
-            "aiodata, local runtime",
-            ("aiodata",),
-            partial(_early_exit, partial(_leave_aiodata, "local"), _LocalResources),
-            warms_itself=True,
-        ),
+        *aiodata_contenders(_aiodata, warms_itself=True),
         Contender(
             "ray_data",
             "Ray Data, break out of iter_batches",
@@ -226,7 +217,7 @@ SCENARIO = Scenario(
     ),
     aims=tuple(
         at_most(contender, metric, limit)
-        for contender in ("aiodata_ray", "aiodata_local")
+        for contender in AIODATA
         for metric, limit in (
             ("cpus_free_s", 0.05),
             ("store_free_s", 0.05),

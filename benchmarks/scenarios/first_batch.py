@@ -20,7 +20,7 @@ from functools import partial
 from typing import Any
 
 from benchmarks import event_loop
-from benchmarks.model import Contender, Metric, Scenario, at_most
+from benchmarks.model import Contender, Metric, Scenario, aiodata_contenders, at_most
 from benchmarks.sources import (
     aiodata_parquet,
     arrow_parquet,
@@ -99,21 +99,7 @@ SCENARIO = Scenario(
     ),
     baseline="ray_data",
     contenders=(
-        Contender(
-            "aiodata_ray",
-            "aiodata, Ray runtime",
-            ("aiodata", "ray"),
-            partial(_aiodata, "ray"),
-            on_cluster=True,
-            warms_itself=True,
-        ),
-        Contender(
-            "aiodata_local",
-            "aiodata, local runtime",
-            ("aiodata",),
-            partial(_aiodata, "local"),
-            warms_itself=True,
-        ),
+        *aiodata_contenders(_aiodata, warms_itself=True),
         Contender(
             "ray_data",
             "Ray Data, iter_batches",

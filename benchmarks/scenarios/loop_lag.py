@@ -1,11 +1,13 @@
 """See how late a timer is served beside an iteration at full speed.
 
 A task wants to run every 5 ms on a fixed schedule, beside whole passes over the Parquet files in
-`numpy` batches of 4096 rows, until three seconds are over. What counts is how late its turns come:
-a loop that is held for a second makes 200 turns late. The process has done the same once before,
-uncounted. uvloop's timers have a resolution of 1 ms, so that a lag of 1 ms is the floor.
+batches of 4096 rows, `numpy` where nothing else is said, until three seconds are over. What counts is
+how late its turns come: a loop that is held for a second makes 200 turns late. The process has done
+the same once before, uncounted. uvloop's timers have a resolution of 1 ms, so that a lag of 1 ms is
+the floor.
 
-- aiodata: `async for`, defaults.
+- aiodata: `async for`, defaults; also in `pandas`, `polars` and `torch` batches, the last without the
+  column of strings, for which torch has no type.
 - ray_data: a plain `for` in a coroutine, with `await asyncio.sleep(0)` after each batch.
 - ray_data_thread: each `next` in a worker thread (`asyncio.to_thread`), the careful way to do it.
 - ticker_alone: nothing beside the ticker, which shows what the machine itself adds.
@@ -15,13 +17,14 @@ from __future__ import annotations
 
 import asyncio
 from functools import partial
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import event_loop
 from benchmarks.figures import percentile
 from benchmarks.lag import lags_beside
-from benchmarks.model import Contender, Metric, Scenario, at_most
-from benchmarks.sources import aiodata_parquet, check_rows, ray_data_parquet
+from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, at_most
+from benchmarks.sources import NUMERIC_COLUMNS, aiodata_parquet, check_rows, ray_data_parquet
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator, Mapping
@@ -31,10 +34,12 @@ _AT_LEAST_S = 3.0
 _MS_PER_S = 1e3
 
 
-async def _aiodata_pass(runtime: str) -> None:
+async def _aiodata_pass(batch_format: str, runtime: str) -> None:
     num_rows = 0
-    batches = aiodata_parquet(runtime).aiter_batches(batch_size=_BATCH_ROWS, batch_format="numpy")
-    async for batch in batches:
+    dataset = aiodata_parquet(runtime)
+    if batch_format == "torch":
+        dataset = dataset.select_columns(NUMERIC_COLUMNS)
+    async for batch in dataset.aiter_batches(batch_size=_BATCH_ROWS, batch_format=batch_format):
         num_rows += len(batch["id"])
     check_rows(num_rows)
 
@@ -75,6 +80,17 @@ def _lag_beside(run_pass: Callable[[], Awaitable[None]]) -> Mapping[str, float]:
     }
 
 
+def _aiodata(batch_format: str, runtime: str) -> Mapping[str, float]:
+    return _lag_beside(partial(_aiodata_pass, batch_format, runtime))
+
+
+def _aiodata_in(batch_format: str) -> tuple[Contender, ...]:
+    return aiodata_contenders(partial(_aiodata, batch_format), variant=batch_format, requires=(batch_format,))
+
+
+# The formats beside numpy, which the contenders without a variant are about.
+_FURTHER_FORMATS = ("pandas", "polars", "torch")
+
 SCENARIO = Scenario(
     name="loop_lag",
     summary="a 5 ms ticker beside an iteration at full speed",
@@ -88,19 +104,8 @@ SCENARIO = Scenario(
     ),
     baseline="ray_data",
     contenders=(
-        Contender(
-            "aiodata_ray",
-            "aiodata, Ray runtime",
-            ("aiodata", "ray"),
-            partial(_lag_beside, partial(_aiodata_pass, "ray")),
-            on_cluster=True,
-        ),
-        Contender(
-            "aiodata_local",
-            "aiodata, local runtime",
-            ("aiodata",),
-            partial(_lag_beside, partial(_aiodata_pass, "local")),
-        ),
+        *aiodata_contenders(partial(_aiodata, "numpy")),
+        *chain.from_iterable(map(_aiodata_in, _FURTHER_FORMATS)),
         Contender(
             "ray_data",
             "Ray Data, for in a coroutine",
@@ -119,7 +124,7 @@ SCENARIO = Scenario(
     ),
     aims=tuple(
         at_most(contender, metric, limit_ms)
-        for contender in ("aiodata_ray", "aiodata_local")
+        for contender in (*AIODATA, *(f"{name}_{variant}" for variant in _FURTHER_FORMATS for name in AIODATA))
         for metric, limit_ms in (("lag_p99_ms", 5), ("lag_max_ms", 20))
     ),
 )

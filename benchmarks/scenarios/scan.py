@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import event_loop
-from benchmarks.model import Contender, Metric, Scenario, times_as_fast, times_as_long
+from benchmarks.model import Contender, Metric, Scenario, aiodata_contenders, times_as_fast, times_as_long
 from benchmarks.sources import (
     aiodata_parquet,
     arrow_parquet,
@@ -157,14 +157,7 @@ SCENARIO = Scenario(
     ),
     baseline="ray_data",
     contenders=(
-        Contender(
-            "aiodata_ray",
-            "aiodata, Ray runtime",
-            ("aiodata", "ray"),
-            partial(_aiodata, "ray"),
-            on_cluster=True,
-        ),
-        Contender("aiodata_local", "aiodata, local runtime", ("aiodata",), partial(_aiodata, "local")),
+        *aiodata_contenders(_aiodata),
         Contender(
             "ray_data",
             "Ray Data, iter_batches",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +48,7 @@ class PiecesSource:
     def pieces(self, num_tasks: int) -> Sequence[Piece]:
         return self.given
 
-    def bundles(self) -> Sequence[RefBundle] | None:
+    def bundles(self) -> Iterable[RefBundle] | None:
         return None
 
     def schema(self) -> pa.Schema | None:

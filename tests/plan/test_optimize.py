@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -44,7 +44,7 @@ class FakeSource:
     def pieces(self, num_tasks: int) -> Sequence[Piece]:
         return ()
 
-    def bundles(self) -> Sequence[RefBundle] | None:
+    def bundles(self) -> Iterable[RefBundle] | None:
         return self.stored
 
     def schema(self) -> pa.Schema | None:
