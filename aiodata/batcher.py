@@ -103,7 +103,12 @@ class Batcher:
         if stop <= self._length and not self._pieces:
             self._position = stop
             self.rows += stop - start
-            return self._format.slice(self._rows, start, stop) if self._block_rows is None else self._whole(start)
+            batch = self._format.slice(self._rows, start, stop)
+            if stop == self._length:
+                self._rows = None  # It may keep a block alive, which nobody needs any more.
+            if self._block_rows is not None:
+                self._next_size()
+            return batch
         return self._next_joined()
 
     def next_at_once(self) -> Any:
@@ -121,11 +126,6 @@ class Batcher:
         """Take what the job returned; `next` hands it out."""
         self._pieces = [joined]
 
-    def _whole(self, start: int) -> Any:
-        rows = self._format.slice(self._rows, start, self._position)
-        self._next_size()
-        return rows
-
     def _next_joined(self) -> Any:
         """Collect slices of several stretches until they fill a batch."""
         has_converted = False
@@ -136,6 +136,8 @@ class Batcher:
                 self._piece_rows += taken
                 self._piece_bytes += taken * self._row_bytes
                 self._position += taken
+                if self._position == self._length:
+                    self._rows = None
             if self._piece_rows == self._size:
                 return self._flush()
             if has_converted and self._segments:
@@ -145,7 +147,6 @@ class Batcher:
                 break
             self._convert_stretch()
             has_converted = True
-        self._rows = None
         self._position = self._length = 0
         if self._finished and self._piece_rows and not self._drop_last:
             return self._flush()
@@ -166,7 +167,7 @@ class Batcher:
         self._rows = self._format.convert(segment)
         self._position = 0
         self._length = segment.num_rows
-        if segment.num_rows < _BATCHES_PER_MEASURE * self._size:
+        if not self._row_bytes or segment.num_rows < _BATCHES_PER_MEASURE * self._size:
             self._row_bytes = segment.nbytes / segment.num_rows
 
     def _flush(self) -> Any:

@@ -40,7 +40,15 @@ class Batches:
         self._entered: dict[asyncio.Task[Any] | None, list[BatchIterator]] = {}
 
     def __aiter__(self) -> BatchIterator:
-        """Return an iterator for one pass."""
+        """Return an iterator for one pass.
+
+        Raises:
+            RuntimeError: No event loop is running.
+        """
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            raise RuntimeError("batches are iterated in an async function; run it with aiodata.run(main)") from None
         epoch = self._num_passes
         self._num_passes += 1
         return BatchIterator(self._open_pass(epoch))
@@ -107,6 +115,11 @@ class BatchIterator:
             # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run.
             del self
             raise
+
+    @property
+    def closed(self) -> bool:
+        """Whether the pass is over, whatever the reason."""
+        return self._consumer.closed
 
     async def aclose(self) -> None:
         """Stop the run and wait until it has stopped, for `close_timeout_s` at most; idempotent, from any task."""

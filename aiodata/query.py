@@ -70,7 +70,7 @@ async def _run(
         async with choose_runtime(options)() as runtime:
             executor = StreamingExecutor(plan, runtime, options)
             send, receive = anyio.create_memory_object_stream[RefBundle](1)
-            async with anyio.create_task_group() as group, receive:
+            async with send, receive, anyio.create_task_group() as group:
                 group.start_soon(executor.run, send)
                 async for bundle in receive:
                     await visit(bundle)

@@ -9,6 +9,7 @@ from typing import Any, Self
 import anyio.lowlevel
 import pyarrow as pa
 
+from aiodata.errors import TaskError
 from aiodata.iterator import Batches, BatchIterator
 from aiodata.stats import IterationStats
 
@@ -87,6 +88,8 @@ class RowIterator:
             RuntimeUnavailableError: Ray can not be reached or started.
         """
         try:
+            if self._batches.closed:
+                raise StopAsyncIteration
             if perf_counter() >= self._yield_at:
                 await anyio.lowlevel.checkpoint()
                 self._yield_at = perf_counter() + _YIELD_EVERY_S
@@ -94,7 +97,11 @@ class RowIterator:
                 if self._table is None or self._position >= self._table.num_rows:
                     self._table = await anext(self._batches)
                     self._position = 0
-                self._convert_stretch(self._table)
+                try:
+                    self._convert_stretch(self._table)
+                except Exception as error:
+                    await self.aclose()
+                    raise TaskError("aiter_rows", "a block", None, f"{type(error).__name__}: {error}") from error
             return row
         except BaseException:
             # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run.

@@ -63,7 +63,8 @@ class IterationStats:
         batches: Batches handed to the consumer.
         bytes: Bytes of the blocks that were fetched, as Arrow counts them.
         blocks: Blocks that were fetched.
-        prefetched_bytes: Bytes of the blocks that the consumer holds now, the one in use included.
+        prefetched_bytes: Bytes of the blocks that the consumer holds now, the one that batches are cut from included,
+            and of batches that are being collated; not of the batch in hand, or of one that is being put together.
         peak_prefetched_bytes: The most that it has held.
         first_batch_s: Seconds from the first request to the first batch; None before it.
         elapsed_s: Seconds from the first request to the end, or to now.

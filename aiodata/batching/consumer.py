@@ -19,7 +19,7 @@ from aiodata.batching.feed import BundleSource, Feed
 from aiodata.batching.pipeline import Pipeline
 from aiodata.batching.times import PassTimes
 from aiodata.concurrency import LoopLagMonitor, Supervisor
-from aiodata.errors import AiodataError, BusyError
+from aiodata.errors import AiodataError, BusyError, ClosedError
 from aiodata.options import ExecutionOptions
 from aiodata.stats import IterationStats
 
@@ -32,8 +32,8 @@ _LONG_HOLD_S = 0.002
 _TURNS_AFTER_HOLD = 20
 
 
-# How long a run that has failed may take to end before its error is raised all the same, in seconds.
-_FAILED_RUN_S = 0.1
+# How long a run may take to end before the consumer is told all the same that it is over, in seconds.
+_ENDING_RUN_S = 0.1
 
 
 class Phase(enum.Enum):
@@ -64,7 +64,6 @@ class Consumer:
         self._waiting = False
         self._supervisor = Supervisor(self._run, name="aiodata run", on_end=self._on_run_end)
         self._loops: list[asyncio.AbstractEventLoop] = []
-        self._is_complete = False
         self._error: AiodataError | None = None
         # Until then, a batch that is ready is returned without a look at anything else.
         self._fast_until = 0.0
@@ -98,11 +97,15 @@ class Consumer:
         Raises:
             StopAsyncIteration: The pass is over.
             BusyError: Another task is in here.
+            ClosedError: It was started in another event loop.
         """
         if self._waiting:
             raise BusyError("two tasks wait for a batch of one BatchIterator; give each its own: aiter(batches)")
         if self._phase is Phase.CLOSED:
             raise StopAsyncIteration
+        if self._loops and self._loops[0] is not asyncio.get_running_loop():
+            self._close()
+            raise ClosedError("this iterator was started in another event loop; get a new one in each: aiter(batches)")
         self._waiting = True
         self._fast_until = 0.0
         held = self._times.on_ask() >= _LONG_HOLD_S and not self._loop_has_turned
@@ -199,9 +202,11 @@ class Consumer:
         """Raise what ended the pass, as soon as it is known."""
         if self._phase is Phase.CLOSED:
             raise StopAsyncIteration
-        error = self._error or self._pipeline.failure or self._supervisor.error
-        if error is not None:
-            await self._fail(error)
+        if (error := self._error or self._pipeline.failure or self._supervisor.error) is not None:
+            try:
+                await self._fail(error)
+            finally:
+                del error
 
     async def _finish(self) -> None:
         """End the pass: its data, or its run, has come to an end.
@@ -210,25 +215,30 @@ class Consumer:
             StopAsyncIteration: It was the data.
         """
         await self._check()
-        await self._supervisor.wait()
-        await self._check()
-        if not self._is_complete:
+        if not self._pipeline.is_complete:
+            await self._supervisor.wait()
+            await self._check()
             await self._fail(AiodataError("the run was cancelled from outside before its data came to an end"))
-        self._close()
+        await self._end_soon()
         raise StopAsyncIteration
 
     async def _fail(self, error: Exception) -> NoReturn:
-        """End the run and raise what was the reason, without the frames that would keep the run's references alive.
+        """End the run and raise what was the reason, without the frames that would keep the run's references alive."""
+        await self._end_soon()
+        try:
+            if isinstance(error, AiodataError):
+                error.__context__ = None
+                raise error.with_traceback(None)
+            raise error
+        finally:
+            # With it, the error, its traceback and this frame would be a cycle that holds all that they refer to.
+            del error
 
-        The run is given a moment to end: a program that ends with the error would else interrupt its cleanup.
-        """
+    async def _end_soon(self) -> None:
+        """End the pass, and give the run a moment to end: a program that ends now would interrupt its cleanup."""
         self._end()
-        with anyio.move_on_after(_FAILED_RUN_S, shield=True):
+        with anyio.move_on_after(_ENDING_RUN_S, shield=True):
             await self._supervisor.wait()
-        if isinstance(error, AiodataError):
-            error.__context__ = None
-            raise error.with_traceback(None)
-        raise error
 
     def _end(self) -> None:
         """End the pass, and the run if it goes on."""
@@ -249,8 +259,6 @@ class Consumer:
     async def _run(self) -> None:
         """Run the pass; the supervisor's task is where its task groups live."""
         await self._feed.run(self._consume)
-        # A cancellation from outside that hits the run's tasks would else look like the end of the data.
-        self._is_complete = self._pipeline.is_complete
 
     async def _consume(self, bundles: BundleSource) -> None:
         await self._pipeline.run(bundles)

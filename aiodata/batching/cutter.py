@@ -19,7 +19,7 @@ import pyarrow as pa
 from aiodata.batcher import Batcher, Want
 from aiodata.batching.options import BatchOptions
 from aiodata.batching.shuffle import ShuffleBuffer
-from aiodata.batching.window import Fetched, FetchWindow
+from aiodata.batching.window import FetchWindow, Held
 from aiodata.block import copy_rows
 from aiodata.concurrency import call_in_thread
 from aiodata.errors import TaskError
@@ -28,6 +28,9 @@ T = TypeVar("T")
 
 # Copying so many bytes takes about a millisecond, and goes to a thread.
 _COPY_IN_THREAD_BYTES = 4 << 20
+
+# Gathering so many rows takes about a millisecond, however small they are.
+_SHUFFLE_IN_THREAD_ROWS = 20_000
 
 # A remainder of at most so many bytes is copied rather than that it pins its block.
 _SMALL_BYTES = 1 << 20
@@ -42,11 +45,20 @@ class Signal(enum.Enum):
 
 @dataclass(frozen=True, slots=True)
 class Item:
-    """A batch on its way: its number in the pass, and the rows of the pass that it consists of."""
+    """A batch on its way.
+
+    Attributes:
+        number: Its number in the pass.
+        start: The first of the pass's rows that it consists of.
+        stop: The row after the last.
+        num_bytes: What it holds beside the blocks that are still counted themselves.
+        value: The batch.
+    """
 
     number: int
     start: int
     stop: int
+    num_bytes: int
     value: Any
 
 
@@ -57,9 +69,10 @@ class _Span:
     start: int
     stop: int
     copied_from: int
+    # None once nothing pins the block.
+    held: Held | None
+    row_bytes: float
     source: str
-    # None once nothing pins it.
-    fetched: Fetched | None
     # Rows that were not handed over: those that pin the block, and all.
     pinning: int
     left: int
@@ -95,10 +108,11 @@ class Cutter:
         self._batcher = self._new_batcher()
         self._shuffle = self._new_shuffle()
         # A block that was taken from the window, and those of its rows that are still to be used.
-        self._fetched: Fetched | None = None
+        self._held: Held | None = None
         self._block: pa.Table | None = None
+        self._is_untouched = True
         # A block that is used up, whose last rows are in the shuffle buffer, but not copied yet.
-        self._shuffled: Fetched | None = None
+        self._shuffled: Held | None = None
         self._spans: deque[_Span] = deque()
         self._rows_pushed = 0
         self._num_items = 0
@@ -154,6 +168,7 @@ class Cutter:
                 case Want.JOIN:
                     self._batcher.accept(await self._in_thread(self._batcher.join_job()))
                 case Want.BLOCK:
+                    await anyio.lowlevel.checkpoint()
                     if not await self._refill():
                         break
         return Signal.END
@@ -165,15 +180,22 @@ class Cutter:
         if value is Signal.END:
             return Signal.END
         self._num_items += 1
-        return Item(self._num_items - 1, start, self.rows, value)
+        num_bytes = self._copied_bytes(start, self.rows)
+        self._window.add(num_bytes)
+        return Item(self._num_items - 1, start, self.rows, num_bytes, value)
 
     def leave_direct(self) -> None:
         """Note that from now on `hand_over` says when a batch is in the consumer's hands."""
         self._note_done(self._batcher.rows)
         self._look_at = sys.maxsize
 
-    def hand_over(self, start: int, stop: int) -> None:
-        """Note that rows of the pass are in the consumer's hands, in any order."""
+    def hand_over(self, item: Item) -> None:
+        """Note that a batch is in the consumer's hands; they may come in any order."""
+        self._window.add(-item.num_bytes)
+        self._let_go(item.start, item.stop)
+
+    def _let_go(self, start: int, stop: int) -> None:
+        """Note that rows of the pass pin nothing any more."""
         for span in self._spans:
             if span.start >= stop:
                 break
@@ -195,7 +217,7 @@ class Cutter:
         rows = self._batcher.rows
         self._batcher, self._shuffle = self._new_batcher(), self._new_shuffle()
         self._batcher.rows = rows
-        self._fetched = self._block = self._shuffled = None
+        self._held = self._block = self._shuffled = None
         self._spans.clear()
         self._window.close()
 
@@ -220,28 +242,30 @@ class Cutter:
         return Signal.PENDING if batch is None else batch
 
     def _note_done(self, rows: int) -> None:
-        self.hand_over(self._rows_done, rows)
+        self._let_go(self._rows_done, rows)
         self._rows_done = rows
         first = self._spans[0] if self._spans else None
         self._look_at = rows + 1 if first is None else first.copied_from if first.pinning else first.stop
 
     async def _refill(self) -> bool:
         """Give the batcher more rows; return False at the end."""
+        if self._look_at <= self._batcher.rows:
+            self._note_done(self._batcher.rows)
         if self._shuffle is not None:
             return await self._refill_shuffled(self._shuffle)
         if not await self._take_block():
             # A run that failed must not pass its last rows off as the last batch.
             return self._window.is_complete and self._batcher.finish()
-        fetched, block = self._fetched, self._block
-        assert fetched is not None and block is not None  # noqa: PT018 - `_take_block` says so.
-        copied_from, pieces = await self._without_pins(fetched, block)
+        held, block = self._held, self._block
+        assert held is not None and block is not None  # noqa: PT018 - `_take_block` says so.
+        copied_from, pieces = await self._without_pins(held, block)
         if self._is_closed:
             return False
-        self._push(fetched, block.num_rows, copied_from, pieces)
+        self._push(held, block.num_rows, copied_from, pieces)
         return True
 
     async def _refill_shuffled(self, shuffle: ShuffleBuffer) -> bool:
-        while not shuffle.is_due:
+        while not shuffle.is_due and not self._is_closed:
             if not await self._take_block():
                 if not self._window.is_complete:
                     return False
@@ -249,52 +273,61 @@ class Cutter:
                 if not shuffle.is_due:
                     return self._batcher.finish()
                 break
-            self._fill(shuffle)
-        job = shuffle.job()
-        if shuffle.num_bytes >= _COPY_IN_THREAD_BYTES:
+            await self._fill(shuffle)
+        if self._is_closed:
+            return False
+        job = _checked(shuffle.job, "the blocks of a batch")
+        if shuffle.num_rows >= _SHUFFLE_IN_THREAD_ROWS or shuffle.num_bytes >= _COPY_IN_THREAD_BYTES:
             shuffled = await self._in_thread(job)
         else:
             shuffled = _checked(job, "the blocks of a batch")
         if self._is_closed:
             return False
-        self._batcher.push(shuffle.accept(shuffled))
+        drawn = shuffle.accept(shuffled)
+        self._add_span(None, "", drawn.num_rows, 0, drawn.nbytes / drawn.num_rows)
+        self._batcher.push(drawn)
         if self._shuffled is not None:
             self._window.release(self._shuffled)
             self._shuffled = None
         return True
 
-    def _fill(self, shuffle: ShuffleBuffer) -> None:
+    async def _fill(self, shuffle: ShuffleBuffer) -> None:
         """Move rows of the block into the shuffle buffer, which copies them when it is shuffled."""
-        fetched, block = self._fetched, self._block
-        assert fetched is not None and block is not None  # noqa: PT018 - there is a block.
-        head, self._block = block.slice(0, shuffle.rows_wanted), block.slice(shuffle.rows_wanted)
-        is_used_up, is_due = not self._block.num_rows, head.num_rows == shuffle.rows_wanted
+        held, block = self._held, self._block
+        assert held is not None and block is not None  # noqa: PT018 - there is a block.
+        head, rest = block.slice(0, shuffle.rows_wanted), block.slice(shuffle.rows_wanted)
+        is_used_up, is_due = not rest.num_rows, head.num_rows == shuffle.rows_wanted
         # The end of a block that has to wait for the next one must not keep all of it, unless it is all of it.
-        if is_used_up and not is_due and not (fetched.is_whole and head.num_rows == fetched.block.num_rows):
-            head = copy_rows(head)
-        _checked(partial(shuffle.push, head), fetched.source or "a block")
+        if is_used_up and not is_due and not (held.is_whole and self._is_untouched):
+            copy = partial(copy_rows, head)
+            head = await self._in_thread(copy) if head.nbytes >= _COPY_IN_THREAD_BYTES else copy()
+        if self._is_closed:
+            return
+        self._block = rest
+        _checked(partial(shuffle.push, head), held.source or "a block")
+        self._is_untouched = False
         if is_used_up:
-            self._fetched = self._block = None
+            self._held = self._block = None
             if is_due:
-                self._shuffled = fetched
+                self._shuffled = held
             else:
-                self._window.release(fetched)
+                self._window.release(held)
 
     async def _take_block(self) -> bool:
         """Take the next block into use, unless there is one; return False where there is none, nor will be."""
         try:
-            while self._fetched is None:
+            while self._held is None:
                 if (fetched := self._window.take()) is None:
                     await self._window.wait()
-                elif fetched.block.num_rows:
-                    self._fetched, self._block = fetched, fetched.block
+                elif fetched.rows.num_rows:
+                    self._held, self._block, self._is_untouched = fetched.held, fetched.rows, True
                 else:
-                    self._window.release(fetched)
+                    self._window.release(fetched.held)
         except anyio.EndOfStream:
             return False
         return True
 
-    async def _without_pins(self, fetched: Fetched, block: pa.Table) -> tuple[int, list[pa.Table]]:
+    async def _without_pins(self, held: Held, block: pa.Table) -> tuple[int, list[pa.Table]]:
         """Copy the end of a block, where it would outlast the block's use; see the class.
 
         Returns:
@@ -303,9 +336,9 @@ class Cutter:
         rows, size = block.num_rows, self._options.batch_size
         is_strict = self._options.max_prefetch_bytes is not None
         # As a batch of its own, or as a part of one that takes more, a whole block pins nothing else.
-        if size is None or (rows <= self._batcher.rows_short and fetched.is_whole):
+        if size is None or (rows <= self._batcher.rows_short and held.is_whole):
             return 0, [block]
-        row_bytes = (fetched.num_bytes if fetched.is_whole else block.nbytes) / rows
+        row_bytes = (held.num_bytes if held.is_whole else block.nbytes) / rows
         remainder = (rows - self._batcher.rows_short) % size if rows > self._batcher.rows_short else rows
         if not is_strict:
             if not remainder or remainder * row_bytes > _SMALL_BYTES:
@@ -319,20 +352,29 @@ class Cutter:
         is_large = (rows - start) * row_bytes >= _COPY_IN_THREAD_BYTES
         return start, [block.slice(0, start), *(await self._in_thread(copies) if is_large else copies())]
 
-    def _push(self, fetched: Fetched, rows: int, copied_from: int, pieces: list[pa.Table]) -> None:
-        self._fetched = self._block = None
-        start = self._rows_pushed
-        self._rows_pushed += rows
-        self._spans.append(_Span(start, start + rows, start + copied_from, fetched.source, fetched, copied_from, rows))
+    def _push(self, held: Held, rows: int, copied_from: int, pieces: list[pa.Table]) -> None:
+        self._held = self._block = None
+        row_bytes = held.num_bytes / rows if held.is_whole else sum(piece.nbytes for piece in pieces) / rows
+        self._add_span(held, held.source, rows, copied_from, row_bytes)
         if not copied_from:
             self._release(self._spans[-1])
         for piece in pieces:
-            _checked(partial(self._batcher.push, piece), fetched.source or "a block")
+            _checked(partial(self._batcher.push, piece), held.source or "a block")
+
+    def _add_span(self, held: Held | None, source: str, rows: int, copied_from: int, row_bytes: float) -> None:
+        start = self._rows_pushed
+        self._rows_pushed += rows
+        self._spans.append(_Span(start, start + rows, start + copied_from, held, row_bytes, source, copied_from, rows))
+
+    def _copied_bytes(self, start: int, stop: int) -> int:
+        """Bytes of those rows that no block which is held counts for."""
+        copied = ((span, min(stop, span.stop) - max(start, span.copied_from)) for span in self._spans)
+        return int(sum(rows * span.row_bytes for span, rows in copied if rows > 0))
 
     def _release(self, span: _Span) -> None:
-        if span.fetched is not None:
-            self._window.release(span.fetched)
-            span.fetched = None
+        if span.held is not None:
+            self._window.release(span.held)
+            span.held = None
 
     async def _in_thread(self, job: Callable[[], T]) -> T:
         return await call_in_thread(partial(_checked, job, "the blocks of a batch"), grace_s=self._grace_s)

@@ -82,13 +82,17 @@ class DirectPipeline:
         self._cutting_s = 0.0
         self._rows_ahead = 0
         self.failure: TaskError | None = None
-        self.is_complete = False
         self.take: Callable[[], Any] = self._cutter.take
 
     @property
     def rows(self) -> int:
         """Rows handed out."""
         return self._rows_ahead if self._is_ahead else self._cutter.rows
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every block has come, and been cut if that is done ahead."""
+        return self.window.is_complete and (self._ahead.is_complete or not self._is_ahead)
 
     async def run(self, bundles: BundleSource) -> None:
         """Fetch blocks, until all are cut; cut them, if that is to be done ahead."""
@@ -98,7 +102,6 @@ class DirectPipeline:
             await self._decided.wait()
             if self._is_ahead:
                 await self._ahead.run()
-        self.is_complete = self.failure is None
 
     async def next(self) -> Any:
         """Return the next batch, or `END`; cancelled, it takes nothing."""
@@ -129,6 +132,7 @@ class DirectPipeline:
 
     def close(self) -> None:
         """Let go of everything."""
+        self.failure = None
         self._decided.set()
         self._ahead.close()
         self._cutter.close()
@@ -138,12 +142,12 @@ class DirectPipeline:
         return item if isinstance(item, Signal) else self._hand_over(item)
 
     def _hand_over(self, item: Item) -> Any:
-        self._cutter.hand_over(item.start, item.stop)
+        self._cutter.hand_over(item)
         self._rows_ahead += item.stop - item.start
         return item.value
 
     def _fail(self, error: TaskError) -> None:
-        self.failure = error
+        self.failure = error.with_traceback(None)
         self._ahead.end()
 
 
@@ -166,7 +170,11 @@ class StagedPipeline:
         self._last = self._stages[-1]
         self.failure: TaskError | None = None
         self.rows = 0
-        self.is_complete = False
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every batch has been made."""
+        return self.window.is_complete and all(stage.is_complete for stage in self._stages)
 
     async def run(self, bundles: BundleSource) -> None:
         """Fetch, cut, collate and finalize until the end of the bundles."""
@@ -176,7 +184,6 @@ class StagedPipeline:
                 group.start_soon(self.window.run, bundles)
                 for stage in self._stages:
                     group.start_soon(stage.run)
-            self.is_complete = True
 
     def take(self) -> Any:
         """Return the next batch if it is ready, else `PENDING`."""
@@ -199,6 +206,7 @@ class StagedPipeline:
 
     def close(self) -> None:
         """Let go of everything."""
+        self.failure = None
         for stage in self._stages:
             stage.close()
         self._cutter.close()
@@ -217,12 +225,12 @@ class StagedPipeline:
 
     def _fail(self, error: TaskError) -> None:
         """End the run for the first failure; the consumer need not wait until calls in threads have ended, too."""
-        self.failure = self.failure or error
+        self.failure = self.failure or error.with_traceback(None)
         self._scope.cancel()
         self._last.end()
 
     def _hand_over(self, item: Item) -> Any:
-        self._cutter.hand_over(item.start, item.stop)
+        self._cutter.hand_over(item)
         self.rows += item.stop - item.start
         return item.value
 
@@ -247,6 +255,7 @@ class BundlePipeline:
             self._arrived.set()
             del bundle
         self.is_complete = True
+        self.end()
 
     def take(self) -> Any:
         """Return the next bundle if it is there, else `PENDING`."""

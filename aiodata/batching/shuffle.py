@@ -90,6 +90,11 @@ class ShuffleBuffer:
         return self._is_full or (self._finished and self._rows > 0)
 
     @property
+    def num_rows(self) -> int:
+        """Rows in the buffer."""
+        return self._rows
+
+    @property
     def num_bytes(self) -> int:
         """Arrow bytes in the buffer, which a shuffle would copy now."""
         return sum(block.nbytes for block in self._blocks)

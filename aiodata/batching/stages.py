@@ -6,6 +6,7 @@ import asyncio
 import inspect
 from collections import deque
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any, Protocol
 
@@ -28,6 +29,10 @@ _IN_FLIGHT_PER_WORKER = 2
 
 class Stage(Protocol):
     """Makes batches ahead of whoever takes them."""
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether it has made all its batches."""
 
     async def run(self) -> None:
         """Make batches until there are no more."""
@@ -128,6 +133,7 @@ class AheadStage:
         self._outlet = Outlet(is_ordered=False)
         self.take, self.next = self._outlet.take, self._outlet.next
         self.end, self.close = self._outlet.end, self._outlet.close
+        self.is_complete = False
 
     async def run(self) -> None:
         """Cut until the cutter's end."""
@@ -144,6 +150,7 @@ class AheadStage:
                     break
                 self._outlet.put(item)
                 del item
+        self.is_complete = True
         self.end()
 
 
@@ -165,9 +172,11 @@ class CollateStage:
         self._fail = fail
         self._workers = workers
         self._running = 0
+        self._has_failed = False
         self._outlet = Outlet(is_ordered=is_ordered)
         self.take, self.next = self._outlet.take, self._outlet.next
         self.end, self.close = self._outlet.end, self._outlet.close
+        self.is_complete = False
 
     async def run(self) -> None:
         """Collate until the cutter's end."""
@@ -175,19 +184,30 @@ class CollateStage:
             while True:
                 while not self._has_room():
                     await self._outlet.demand.wait()
-                if isinstance(item := await self._cutter.next_item(), Signal):
+                try:
+                    item = await self._cutter.next_item()
+                except TaskError as error:
+                    self._fail(error)
+                    return
+                if isinstance(item, Signal):
                     break
                 self._running += 1
                 group.start_soon(self._collate, item, name=f"collate batch {item.number}")
                 del item
+        self.is_complete = not group.cancel_scope.cancel_called
         self.end()
 
     async def _collate(self, item: Item) -> None:
+        if self._has_failed:  # In this very turn of the loop, so that the cancellation is still on its way.
+            return
         with cleared_frames():
             try:
                 self._outlet.put(await self._call(item))
             except TaskError as error:
+                self._has_failed = True
                 self._fail(error)
+            finally:
+                del item  # A cancellation's traceback keeps this frame.
         self._running -= 1
         self._outlet.demand.set()
 
@@ -220,6 +240,7 @@ class FinalizeStage:
         self._outlet = Outlet(is_ordered=False)
         self.take, self.next = self._outlet.take, self._outlet.next
         self.end, self.close = self._outlet.end, self._outlet.close
+        self.is_complete = False
 
     async def run(self) -> None:
         """Finalize until there are no more batches."""
@@ -227,7 +248,12 @@ class FinalizeStage:
             while True:
                 while not self._has_room():
                     await self._outlet.demand.wait()
-                if isinstance(item := await self._next_item(), Signal):
+                try:
+                    item = await self._next_item()
+                except TaskError as error:
+                    self._fail(error)
+                    return
+                if isinstance(item, Signal):
                     break
                 # Nothing here may keep the batch: its place is free as soon as the consumer has taken it.
                 try:
@@ -235,7 +261,9 @@ class FinalizeStage:
                 except TaskError as error:
                     self._fail(error)
                     return
-                del item
+                finally:
+                    del item  # Also where it is cancelled, whose traceback keeps this frame.
+        self.is_complete = True
         self.end()
 
     def _has_room(self) -> bool:
@@ -258,7 +286,7 @@ class Caller:
         self._function = function
         self._cutter = cutter
         self._grace_s = grace_s
-        call = getattr(function, "__call__", None)  # noqa: B004 - whether the object's call is async.
+        call = getattr(type(function), "__call__", None)  # noqa: B004 - whether the object's call is async.
         self._is_async = inspect.iscoroutinefunction(function) or inspect.iscoroutinefunction(call)
 
     async def __call__(self, item: Item) -> Item:
@@ -275,12 +303,26 @@ class Caller:
             # A plain function may return a coroutine, as a lambda around an async function does.
             if inspect.iscoroutine(value):
                 value = await value
-        except Exception as error:  # noqa: BLE001 - raised again, as what it means.
-            cause = error.__cause__ if isinstance(error, _StoppedError) and error.__cause__ else error
-            sources = self._cutter.source(item.start, item.stop)
-            where = f"batch {item.number}" + (f" ({sources})" if sources else "")
-            raise TaskError(self._name, where, (item.start, item.stop), describe(cause)) from cause
-        return Item(item.number, item.start, item.stop, value)
+        except (Exception, asyncio.CancelledError) as error:
+            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+                raise
+            raise self._blame(item, error)  # noqa: B904 - it has its cause already.
+        return replace(item, value=value)
+
+    def _blame(self, item: Item, error: BaseException) -> TaskError:
+        """Return the failure; as a variable of the frame that raises it, it would make a cycle that holds the batch."""
+        cause = error.__cause__ if isinstance(error, _StoppedError) and error.__cause__ else error
+        sources = self._cutter.source(item.start, item.stop)
+        where = f"batch {item.number}" + (f" ({sources})" if sources else "")
+        failure = TaskError(self._name, where, (item.start, item.stop), describe(cause))
+        failure.__cause__ = cause
+        return failure
+
+
+def _is_cancelled() -> bool:
+    """Whether this task is being cancelled; else the user's function raised the exception of its own accord."""
+    task = asyncio.current_task()
+    return task is not None and task.cancelling() > 0
 
 
 class _StoppedError(Exception):

@@ -60,20 +60,29 @@ def _pinned(collate_fn: Callable[[Any], Any] | None, pin: Callable[[Any], Any]) 
     if collate_fn is None:
         return pin
     collate = collate_fn
-    if not inspect.iscoroutinefunction(collate):
-        return lambda batch: pin(collate(batch))
 
-    async def collate_and_pin(batch: Any) -> Any:
+    async def pin_awaited(made: Any) -> Any:
+        return pin(await made)
+
+    def collate_and_pin(batch: Any) -> Any:
+        made = collate(batch)
+        return pin_awaited(made) if inspect.iscoroutine(made) else pin(made)
+
+    async def collate_on_loop_and_pin(batch: Any) -> Any:
         return pin(await collate(batch))
 
-    return collate_and_pin
+    return collate_on_loop_and_pin if inspect.iscoroutinefunction(collate) else collate_and_pin
 
 
 def _find_device(torch: Any, device: Any) -> Any:
     if device == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        return torch.device(device)
+        found = torch.device(device)
+        if found.type == "cuda" and found.index is None:
+            # The current device is a matter of each thread, and batches are moved in others than this one.
+            found = torch.device("cuda", torch.cuda.current_device())
+        return found
     except (RuntimeError, TypeError) as error:
         raise OptionError(
             f"device={device!r} is no device of torch; use 'auto', 'cpu', 'cuda', 'cuda:1', ... ({error})"

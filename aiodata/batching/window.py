@@ -17,20 +17,26 @@ _MAX_BLOCKS_AHEAD = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Fetched:
-    """The rows of a bundle.
+class Held:
+    """A block that counts as held.
 
     Attributes:
-        block: The rows.
-        num_bytes: What they pin, in bytes: the whole block that they are a part of.
-        is_whole: Whether they are that whole block.
-        source: Where they came from, for error messages.
+        num_bytes: Its size.
+        is_whole: Whether all its rows were asked for.
+        source: Where its rows came from, for error messages.
     """
 
-    block: pa.Table
     num_bytes: int
     is_whole: bool
     source: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Fetched:
+    """Rows that have been fetched, and the block that they are a part of, and so keep alive."""
+
+    rows: pa.Table
+    held: Held
 
 
 class FetchWindow:
@@ -55,7 +61,8 @@ class FetchWindow:
         self._arrived = Wakeup()
         self._changed = Wakeup()
         self._rows_ahead = 0
-        self._in_use: Fetched | None = None
+        self._in_use: Held | None = None
+        self._is_closed = False
         self.is_complete = False
         self.blocks_ahead = 0
         self.held_bytes = 0
@@ -76,8 +83,8 @@ class FetchWindow:
         except anyio.ClosedResourceError:
             raise anyio.EndOfStream from None
         self.blocks_ahead -= 1
-        self._rows_ahead -= fetched.block.num_rows
-        self._in_use = fetched
+        self._rows_ahead -= fetched.rows.num_rows
+        self._in_use = fetched.held
         self._changed.set()
         return fetched
 
@@ -85,12 +92,20 @@ class FetchWindow:
         """Wait until `take` may have something to say; cancelled, it takes nothing."""
         await self._arrived.wait()
 
-    def release(self, fetched: Fetched) -> None:
-        """Note that nothing of a block is held any more."""
-        self.held_bytes -= fetched.num_bytes
-        if self._in_use is fetched:
+    def release(self, held: Held) -> None:
+        """Note that a block is not held any more."""
+        if self._in_use is held:
             self._in_use = None
-        self._changed.set()
+        self.add(-held.num_bytes)
+
+    def add(self, num_bytes: int) -> None:
+        """Count bytes that are held beside the blocks, or, below zero, count them no more."""
+        if self._is_closed:
+            return
+        self.held_bytes += num_bytes
+        self.peak_held_bytes = max(self.peak_held_bytes, self.held_bytes)
+        if num_bytes <= 0:
+            self._changed.set()
 
     def end(self) -> None:
         """Say that no block follows, for whatever reason; what has arrived can still be taken."""
@@ -99,6 +114,7 @@ class FetchWindow:
 
     def close(self) -> None:
         """Let go of what has arrived and was not taken."""
+        self._is_closed = True
         self._in_use = None
         self.held_bytes = 0
         close_and_drop(self._receive)
@@ -120,12 +136,15 @@ class FetchWindow:
                     break
                 while not self._fits(bundle.metadata.num_bytes):
                     await self._changed.wait()
+                if self._is_closed:
+                    return
                 self._hold(bundle)
                 done = anyio.Event()
                 group.start_soon(self._fetch_one, bundles.fetch, bundle, previous, done)
                 previous = done
                 del bundle
-        self.is_complete = True
+        # A task that is cancelled from outside ends its group as if all were well.
+        self.is_complete = not group.cancel_scope.cancel_called
         self.end()
 
     async def _fetch_one(
@@ -136,26 +155,28 @@ class FetchWindow:
         done: anyio.Event,
     ) -> None:
         with cleared_frames():
-            await self._hand_on(fetch, bundle, previous)
+            try:
+                await self._hand_on(fetch, bundle, previous)
+            finally:
+                del bundle  # A cancellation's traceback keeps this frame.
         self._arrived.set()
         done.set()
 
     async def _hand_on(
         self, fetch: Callable[[RefBundle], Awaitable[pa.Table]], bundle: RefBundle, previous: anyio.Event
     ) -> None:
-        block = await fetch(bundle)
+        rows = await fetch(bundle)
         await previous.wait()
         self.blocks_fetched += 1
         self.bytes_fetched += bundle.metadata.num_bytes
         metadata = bundle.metadata
         is_whole = bundle.num_rows == metadata.num_rows
-        await self._send.send(Fetched(block, metadata.num_bytes, is_whole, metadata.source))
+        await self._send.send(Fetched(rows, Held(metadata.num_bytes, is_whole, metadata.source)))
 
     def _hold(self, bundle: RefBundle) -> None:
         self.blocks_ahead += 1
         self._rows_ahead += bundle.num_rows
-        self.held_bytes += bundle.metadata.num_bytes
-        self.peak_held_bytes = max(self.peak_held_bytes, self.held_bytes)
+        self.add(bundle.metadata.num_bytes)
 
     def _has_room(self) -> bool:
         enough = self._rows_ahead >= self._rows_wanted or self.blocks_ahead >= _MAX_BLOCKS_AHEAD

@@ -7,13 +7,14 @@ outcome for whoever asks.
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 
 import anyio
 import anyio.lowlevel
 
 from aiodata.concurrency.release import cleared_frames
 from aiodata.concurrency.taskset import TaskSet
+from aiodata.errors import AiodataError
 
 
 class Supervisor:
@@ -84,7 +85,23 @@ def _do_nothing() -> None:
 
 
 def unwrap(error: Exception) -> Exception:
-    """Return the error inside exception groups that hold just one; a real group is returned as it is."""
-    while isinstance(error, ExceptionGroup) and len(error.exceptions) == 1:
-        error = error.exceptions[0]
-    return error
+    """Return what an exception group is about: of the errors in it the first of aiodata's own, else the first.
+
+    The others become notes of it; a group is how tasks that failed at the same time report.
+    """
+    if not isinstance(error, ExceptionGroup):
+        return error
+    leaves = list(_leaves(error))
+    chosen = next((leaf for leaf in leaves if isinstance(leaf, AiodataError)), leaves[0])
+    for leaf in leaves:
+        if leaf is not chosen:
+            chosen.add_note(f"at the same time: {type(leaf).__name__}: {leaf}")
+    return chosen
+
+
+def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
+    for error in group.exceptions:
+        if isinstance(error, ExceptionGroup):
+            yield from _leaves(error)
+        else:
+            yield error

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import math
 from collections.abc import Callable
+from contextlib import suppress
 from typing import TypeVar
 
 import anyio
@@ -25,27 +26,39 @@ async def call_in_thread(call: Callable[[], T], *, grace_s: float) -> T:
     """
     loop = asyncio.get_running_loop()
     ended = anyio.Event()
-    # Popping it is atomic, so that just one side decides whether the call begins.
-    turns = [None]
+    # Popping is atomic, so that just one side decides whether the call begins. And as call and result pass through
+    # lists, a thread that lags behind holds neither.
+    calls = [call]
+    del call
+    outcomes: list[tuple[T | None, BaseException | None]] = []
 
-    def run() -> T | None:
+    def run() -> None:
         try:
-            turns.pop()
-        except IndexError:
-            return None
-        try:
-            return call()
+            outcomes.append((calls.pop()(), None))
+        except BaseException as error:  # noqa: BLE001 - raised again in the caller's task, if it still waits.
+            outcomes.append((None, error))
         finally:
-            loop.call_soon_threadsafe(ended.set)
+            with suppress(RuntimeError):  # The loop is closed: the call was left behind.
+                loop.call_soon_threadsafe(ended.set)
 
     # A limiter of its own: a full default limiter, which others share, would hold up a run.
     limiter = anyio.CapacityLimiter(math.inf)
     try:
-        result = await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
+        await anyio.to_thread.run_sync(run, abandon_on_cancel=True, limiter=limiter)
     except anyio.get_cancelled_exc_class():
-        if not turns:
+        try:
+            calls.pop()
+        except IndexError:
             with anyio.move_on_after(grace_s, shield=True):
                 await ended.wait()
-        turns.clear()
+        outcomes.clear()
         raise
-    return result  # type: ignore[return-value]  # None only where the call was not begun, which is cancelled.
+    result, error = outcomes.pop()
+    if error is not None:
+        try:
+            raise error
+        finally:
+            # With it, the error, its traceback and this frame would be a cycle that holds what was called. For the same
+            # reason it did not travel as the exception of a future.
+            del error
+    return result  # type: ignore[return-value]  # None only beside an error.

@@ -86,7 +86,7 @@ class Coordinator:
         return self._state.prefetched_bytes
 
     async def next_bundles(self, epoch: int, split_index: int, sequence: int, prefetched_bytes: int = 0) -> Delivery:
-        """Return a split's next bundles, waiting for them; asking again with the same number gives the same answer.
+        """Return a split's next bundles, waiting for them; the same number gives the same answer, until the next one is asked for.
 
         Args:
             epoch: The epoch, as `start_epoch` returned it.
@@ -126,21 +126,16 @@ class Coordinator:
 
     async def _run_epoch(self) -> None:
         send, receive = anyio.create_memory_object_stream[RefBundle](1)
-        succeeded = anyio.Event()
+        with send:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._execute, send)
+                try:
+                    await self._assign(receive)
+                finally:
+                    close_and_drop(receive)
+                group.cancel_scope.cancel()
 
-        async def execute() -> None:
-            await self._execute(send)
-            succeeded.set()
-
-        async with anyio.create_task_group() as group:
-            group.start_soon(execute)
-            try:
-                await self._assign(receive, succeeded)
-            finally:
-                close_and_drop(receive)
-            group.cancel_scope.cancel()
-
-    async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle], succeeded: anyio.Event) -> None:
+    async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
         """Give each bundle to the split that has waited longest."""
         async for bundle in bundles:
             while not self._state.wants_bundle:
@@ -148,8 +143,7 @@ class Coordinator:
                     return
                 await self._changed.wait()
             self._answered[self._state.assign(bundle)].set()
-        # The stream ends with an execution that fails, too: the splits must not take that for the end of the data.
-        await succeeded.wait()
+            del bundle  # While this waits for the next one, it must not keep its block alive.
         self._state.exhaust()
         for answered in self._answered:
             answered.set()

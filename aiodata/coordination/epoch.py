@@ -20,8 +20,8 @@ class EpochPhase(enum.Enum):
 class EpochState:
     """One epoch over `num_splits` splits.
 
-    A split asks with a sequence number that counts its deliveries, and gets the same answer each time it repeats one;
-    so a call that was cancelled or retried loses and doubles nothing.
+    A split asks with a sequence number that counts its deliveries, and gets the same answer each time it repeats one,
+    until it asks for the next; so a call that was cancelled or retried loses and doubles nothing.
 
     Args:
         epoch: The epoch's number, from 0.
@@ -78,6 +78,8 @@ class EpochState:
         if sequence not in {expected, expected - 1} or sequence < 0:
             raise EpochError(f"split {split_index} asked for delivery {sequence}; the next one is {expected}")
         self._prefetched_bytes[split_index] = prefetched_bytes
+        if sequence == expected:  # It has what it was given before.
+            self._delivered.pop(split_index, None)
         if sequence == expected and not self.is_at_end(split_index) and split_index not in self._asking:
             self._asking.append(split_index)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
+
 import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
 from aiodata.concurrency import cleared_frames, close_and_drop
+from aiodata.errors import AiodataError
 from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Operator, Output
 from aiodata.execution.task_operator import TaskOperator
 from aiodata.options import ExecutionOptions
@@ -41,19 +44,26 @@ class StreamingExecutor:
     async def run(self, output: Output) -> None:
         """Run all operators; returns at the end of the data, or when `output` has no receiver any more.
 
+        `output` is closed at the end of the data alone, as soon as that is known: it is never closed by a failure.
+
         Raises:
+            AiodataError: An operator was cancelled from outside.
             TaskError: A transform failed. It comes out of a task group, so it may be in an exception group.
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
         """
         scopes: list[anyio.CancelScope] = []
         inputs: Inputs | None = None
-        async with anyio.create_task_group() as group:
-            for operator in self._operators[:-1]:
-                send, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
-                group.start_soon(_run_operator, operator, inputs, send, scopes, name=operator.counters.name)
-                inputs = receive
-            last = self._operators[-1]
-            group.start_soon(_run_operator, last, inputs, output, scopes, name=last.counters.name)
+        with ExitStack() as streams:
+            async with anyio.create_task_group() as group:
+                for operator in self._operators[:-1]:
+                    send, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
+                    streams.enter_context(send)
+                    group.start_soon(_run_operator, operator, inputs, send, scopes, name=operator.counters.name)
+                    inputs = receive
+                last = self._operators[-1]
+                group.start_soon(_run_operator, last, inputs, output, scopes, name=last.counters.name)
+        if group.cancel_scope.cancel_called:
+            raise AiodataError("an operator of the run was cancelled from outside")
 
 
 async def _run_operator(
@@ -63,15 +73,16 @@ async def _run_operator(
     upstream = list(scopes)
     with anyio.CancelScope() as scope:
         scopes.append(scope)
-        async with output:
-            try:
-                with cleared_frames():
-                    await operator.run(inputs, output)
-            except* anyio.BrokenResourceError:  # Whoever takes the outputs has enough.
-                pass
-            finally:
-                if inputs is not None:
-                    close_and_drop(inputs)
+        try:
+            with cleared_frames():
+                await operator.run(inputs, output)
+        except* anyio.BrokenResourceError:  # Whoever takes the outputs has enough.
+            pass
+        finally:
+            if inputs is not None:
+                close_and_drop(inputs)
+        # Not where it failed: whoever takes the outputs must not take that for the end of the data.
+        output.close()
     for earlier in upstream:
         earlier.cancel()
 

@@ -8,6 +8,7 @@ import anyio
 import anyio.lowlevel
 import pytest
 
+from aiodata import AiodataError
 from aiodata.concurrency.supervise import Supervisor, unwrap
 
 
@@ -119,12 +120,14 @@ async def test_native_cancel_before_the_task_runs_ends_it() -> None:
     assert supervisor.ended
 
 
-def test_group_of_one_is_unwrapped_and_a_real_group_is_not() -> None:
-    one, two = ZeroDivisionError(), KeyError()
-    pair = ExceptionGroup("pair", [one, two])
+def test_group_is_its_first_error_or_the_first_of_our_own_and_the_others_are_notes() -> None:
+    one, two, own = ZeroDivisionError("one"), KeyError("two"), AiodataError("own")
     assert unwrap(one) is one
     assert unwrap(ExceptionGroup("outer", [ExceptionGroup("inner", [one])])) is one
-    assert unwrap(ExceptionGroup("outer", [pair])) is pair
+    assert not hasattr(one, "__notes__")
+    assert unwrap(ExceptionGroup("outer", [ExceptionGroup("pair", [one, two])])) is one
+    assert one.__notes__ == ["at the same time: KeyError: 'two'"]
+    assert unwrap(ExceptionGroup("outer", [two, ExceptionGroup("inner", [own])])) is own
 
 
 @pytest.mark.parametrize("turns", range(4))

@@ -130,13 +130,14 @@ async def test_repeated_sequence_returns_same_bundle() -> None:
             await coordinator.next_bundles(epoch, 0, 0)
 
 
-async def test_last_bundle_can_be_asked_for_again_after_the_end() -> None:
+async def test_last_bundle_can_be_asked_for_again_until_the_next_one_is() -> None:
     async with serving(FakeExecution(1)) as coordinator:
         epoch = await coordinator.start_epoch(0)
-        await coordinator.next_bundles(epoch, 0, 0)
+        for _ in range(3):
+            answer = await coordinator.next_bundles(epoch, 0, 0)
+            assert [ids_of(bundle) for bundle in answer.bundles] == [[0]]
         assert (await coordinator.next_bundles(epoch, 0, 1)).is_end
-        again = await coordinator.next_bundles(epoch, 0, 0)
-        assert [ids_of(bundle) for bundle in again.bundles] == [[0]]
+        assert (await coordinator.next_bundles(epoch, 0, 1)).is_end
 
 
 async def test_pending_call_of_a_finished_split_is_at_its_end() -> None:

@@ -27,6 +27,8 @@ class Epochs(RuleBasedStateMachine):
         self.received: list[list[RefBundle]] = [[] for _ in range(num_splits)]
         self.assigned: list[RefBundle] = []
         self.exhausted = False
+        # Splits that have asked for more since they were given something.
+        self.asked_on: set[int] = set()
 
     def split(self, drawn: int) -> int:
         return drawn % self.state.num_splits
@@ -40,13 +42,14 @@ class Epochs(RuleBasedStateMachine):
     def ask(self, drawn: int) -> None:
         split = self.split(drawn)
         self.state.ask(split, len(self.received[split]))
+        self.asked_on.add(split)
         if split not in self.line and split not in self.finished and not self.exhausted:
             self.line.append(split)
 
     @rule(drawn=SPLITS)
     def repeat(self, drawn: int) -> None:
         split = self.split(drawn)
-        if self.received[split]:
+        if self.received[split] and split not in self.asked_on:
             sequence = len(self.received[split]) - 1
             self.state.ask(split, sequence)
             expected = None if split in self.finished else self.received[split][-1]
@@ -67,6 +70,7 @@ class Epochs(RuleBasedStateMachine):
         split = self.state.assign(bundle)
         assert split == self.line.pop(0), "the split that has waited longest gets it"
         self.received[split].append(bundle)
+        self.asked_on.discard(split)
         self.assigned.append(bundle)
 
     @rule(drawn=SPLITS)
@@ -91,7 +95,8 @@ class Epochs(RuleBasedStateMachine):
     @invariant()
     def delivery_is_the_last_bundle_or_nothing(self) -> None:
         for split, received in enumerate(self.received):
-            holds = received[-1] if received and split not in self.finished else None
+            is_held = received and split not in self.finished | self.asked_on
+            holds = received[-1] if is_held else None
             assert self.state.delivery(split, len(received) - 1) is holds
             assert self.state.delivery(split, len(received)) is None
             assert self.state.delivery(split, len(received) - 2) is None

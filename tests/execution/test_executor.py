@@ -104,7 +104,7 @@ async def run(made: Plan, options: ExecutionOptions = OPTIONS, *, take: int | No
     async with LocalRuntime(options) as runtime:
         executor = StreamingExecutor(made, runtime, options)
         send, receive = anyio.create_memory_object_stream[RefBundle](1)
-        async with anyio.create_task_group() as group:
+        async with send, anyio.create_task_group() as group:
             group.start_soon(executor.run, send)
             async with receive:
                 async for bundle in receive:
@@ -148,7 +148,7 @@ async def test_what_is_held_for_order_is_bounded() -> None:
     made = plan(tables(200), mapped(calls))
     async with LocalRuntime(ORDERED) as runtime:
         send, receive = anyio.create_memory_object_stream[RefBundle](1)
-        async with anyio.create_task_group() as group, receive:
+        async with send, receive, anyio.create_task_group() as group:
             group.start_soon(StreamingExecutor(made, runtime, ORDERED).run, send)
             await until(calls.held.is_set, "the first task does not start")
             while True:
