@@ -64,7 +64,7 @@ class Consumer:
         self._waiting = False
         self._supervisor = Supervisor(self._run, name="aiodata run", on_end=self._on_run_end)
         self._loops: list[asyncio.AbstractEventLoop] = []
-        self._error: AiodataError | None = None
+        self._error: Exception | None = None
         # Until then, a batch that is ready is returned without a look at anything else.
         self._fast_until = 0.0
         self._times = PassTimes()
@@ -219,12 +219,18 @@ class Consumer:
             await self._supervisor.wait()
             await self._check()
             await self._fail(AiodataError("the run was cancelled from outside before its data came to an end"))
-        await self._end_soon()
+        with anyio.move_on_after(_ENDING_RUN_S, shield=True):
+            await self._supervisor.wait()
+        # Calls of user functions that nobody needs any more, behind a limit for example, may go on for a while.
+        self._end()
         raise StopAsyncIteration
 
     async def _fail(self, error: Exception) -> NoReturn:
         """End the run and raise what was the reason, without the frames that would keep the run's references alive."""
+        # Where this is cancelled, the next call comes here again.
+        self._error = error
         await self._end_soon()
+        self._error = None
         try:
             if isinstance(error, AiodataError):
                 error.__context__ = None
@@ -235,10 +241,11 @@ class Consumer:
             del error
 
     async def _end_soon(self) -> None:
-        """End the pass, and give the run a moment to end: a program that ends now would interrupt its cleanup."""
-        self._end()
+        """End the run, giving it a moment for that: a program that ends now would interrupt its cleanup."""
+        self._supervisor.cancel()
         with anyio.move_on_after(_ENDING_RUN_S, shield=True):
             await self._supervisor.wait()
+        self._close()
 
     def _end(self) -> None:
         """End the pass, and the run if it goes on."""

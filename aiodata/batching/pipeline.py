@@ -13,7 +13,7 @@ from aiodata.batching.options import BatchOptions
 from aiodata.batching.stages import AheadStage, Caller, CollateStage, FinalizeStage, Stage
 from aiodata.batching.window import FetchWindow
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, close_and_drop
+from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
 from aiodata.errors import TaskError
 
 # Cutting a batch takes long from here on, in seconds.
@@ -250,6 +250,10 @@ class BundlePipeline:
 
     async def run(self, bundles: BundleSource) -> None:
         """Hand on bundles until their end."""
+        with cleared_frames():
+            await self._run(bundles)
+
+    async def _run(self, bundles: BundleSource) -> None:
         while (bundle := await bundles.next_bundle(0)) is not None:
             await self._send.send(bundle)
             self._arrived.set()

@@ -126,6 +126,10 @@ class FetchWindow:
         Raises:
             ExceptionGroup: A fetch failed.
         """
+        with cleared_frames():
+            await self._run(bundles)
+
+    async def _run(self, bundles: BundleSource) -> None:
         async with anyio.create_task_group() as group:
             previous = anyio.Event()
             previous.set()

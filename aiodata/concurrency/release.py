@@ -6,6 +6,7 @@ The frames' variables are references to blocks and tasks, so they are cleared as
 
 from __future__ import annotations
 
+import asyncio
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -21,7 +22,7 @@ def cleared_frames() -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        traceback.clear_frames(error.__traceback__)
+        _clear_frames(error)
         raise
 
 
@@ -31,3 +32,13 @@ def close_and_drop(stream: MemoryObjectReceiveStream[Any]) -> None:
         while True:
             stream.receive_nowait()
     stream.close()
+
+
+def _clear_frames(error: BaseException) -> None:
+    traceback.clear_frames(error.__traceback__)
+    if isinstance(error, BaseExceptionGroup):
+        for one in error.exceptions:
+            _clear_frames(one)
+    # A stream that was full raised an exception, too, with what was to be sent, before the wait that was cancelled.
+    if isinstance(error, asyncio.CancelledError) and isinstance(error.__context__, anyio.WouldBlock):
+        _clear_frames(error.__context__)

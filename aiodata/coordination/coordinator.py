@@ -86,7 +86,9 @@ class Coordinator:
         return self._state.prefetched_bytes
 
     async def next_bundles(self, epoch: int, split_index: int, sequence: int, prefetched_bytes: int = 0) -> Delivery:
-        """Return a split's next bundles, waiting for them; the same number gives the same answer, until the next one is asked for.
+        """Return a split's next bundles, waiting for them.
+
+        Asking again with the same number gives the same answer, until the next one is asked for.
 
         Args:
             epoch: The epoch, as `start_epoch` returned it.

@@ -37,7 +37,9 @@ class InputOperator:
 
     async def run(self, inputs: Inputs | None, output: Output) -> None:
         """Send every bundle that has rows."""
-        for bundle in self._bundles:
+        # A cancellation's traceback may keep the operator, which must not keep the blocks.
+        bundles, self._bundles = self._bundles, ()
+        for bundle in bundles:
             self.counters.add_block(bundle.num_rows, bundle.metadata.num_bytes, bundle.metadata.schema)
             if bundle.num_rows:
                 await output.send(bundle)

@@ -125,8 +125,9 @@ class LocalTask:
             self._scope.cancel()
 
     async def wait_stopped(self) -> None:
-        """Wait until its thread has left the user's code."""
+        """Wait until its thread has left the user's code; what it made and nobody has pulled is dropped."""
         await self._ended.wait()
+        self._outputs.clear()
 
     def checkpoint(self) -> None:
         """Raise in the worker thread if the task was cancelled."""

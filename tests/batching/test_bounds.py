@@ -245,16 +245,17 @@ async def copy_on_the_loop(batch: Any) -> Any:
     return copy_in_thread(batch)
 
 
-# Many small blocks in each batch, none of which a batch that is collated may hold beyond the limit.
-SMALL_BLOCKS = Case([1000] * 30, [(0, 1000)] * 30, 3000, 1000, {"batch_format": "pyarrow", "drop_last": False}, 0, 9, 0)
-WHOLE_BLOCKS = Case([1000] * 30, [(0, 1000)] * 30, None, 1000, {"batch_format": "numpy", "drop_last": False}, 0, 9, 0)
+def case_of(batch_size: int | None) -> Case:
+    """Many blocks of 1,000 rows, and a limit of as many."""
+    options = {"batch_format": "pyarrow", "drop_last": False}
+    return Case([1000] * 30, [(0, 1000)] * 30, batch_size, 1000, options, 0, 9, 0)
 
 
 @pytest.mark.slow
 @settings(max_examples=100, deadline=None)
 @given(case=cases(), workers=st.integers(1, 4), is_async=st.booleans())
-@example(case=SMALL_BLOCKS, workers=4, is_async=True)
-@example(case=WHOLE_BLOCKS, workers=4, is_async=True)
+@example(case=case_of(3000), workers=4, is_async=True)
+@example(case=case_of(None), workers=4, is_async=True)
 async def test_bytes_held_are_at_most_the_limit_and_a_block_and_a_batch_where_batches_are_collated(
     case: Case, workers: int, is_async: bool
 ) -> None:
@@ -281,47 +282,73 @@ async def test_batches_that_wait_to_be_taken_hold_no_more_than_the_limit(is_asyn
         assert batches.stats().prefetched_bytes >= feed.memory.live
 
 
-async def test_calls_that_go_on_hold_no_more_than_the_limit_and_the_block_in_use() -> None:
-    feed = FakeFeed([1000] * 20)
+@pytest.mark.parametrize(
+    ("batch_size", "rows"), [(None, 1000), (None, 10), (10, 10), (400, 1000), (900, 1000), (2500, 1000)]
+)
+async def test_calls_that_go_on_hold_no_more_than_the_limit_and_the_block_in_use(
+    batch_size: int | None, rows: int
+) -> None:
+    feed = FakeFeed([1000] * 20, ranges=[(0, rows)] * 20)
+    max_bytes = 1500 * ROW_BYTES
     release = anyio.Event()
 
     async def collate(batch: Any) -> int:
         await release.wait()
-        return int(batch["id"][0])
+        return len(batch["id"])
 
-    batches = iterate(feed, batch_size=None, collate_fn=collate, collate_workers=4, max_prefetch_bytes=1000 * ROW_BYTES)
+    batches = iterate(
+        feed,
+        batch_size=batch_size,
+        batch_format="pyarrow",
+        collate_fn=collate,
+        collate_workers=4,
+        max_prefetch_bytes=max_bytes,
+    )
     waiting = asyncio.ensure_future(anext(batches))
     await settle()
-    peak_rows = feed.memory.live // ROW_BYTES
+    live = feed.memory.live
+    counted = batches.stats().prefetched_bytes
     release.set()
-    assert [await waiting, *await drain(batches)] == list(range(0, 20_000, 1000))
-    assert peak_rows <= 3000, "a block in use, one ahead, and one about to be in use"
+    assert sum([await waiting, *await drain(batches)]) == 20 * rows
+    # One more batch may be about to be collated.
+    batch_bytes = (batch_size or 1000) * ROW_BYTES
+    assert live <= max_bytes + feed.largest_bytes + batch_bytes
+    assert live <= counted + batch_bytes
 
 
-class Strings(FakeFeed):
-    """Its blocks have a column that takes long to convert; only the memory of the ids is watched."""
+LONG_ROWS = 100_000
+
+
+class LongToCut(FakeFeed):
+    """Its blocks have many strings, which polars takes long to convert; only the memory of the ids is watched."""
+
+    texts = pa.array([f"a longer text with the number {one}" for one in range(LONG_ROWS)])
 
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         block = await super().fetch(bundle)
-        texts = pa.array([f"a longer text with the number {one}" for one in block["id"].to_pylist()])
-        return block.append_column("text", texts)
+        for name in "abcd":
+            block = block.append_column(name, self.texts)
+        return block
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batch_size", [None, 20_000, 50_000])
-async def test_user_that_holds_the_loop_makes_no_more_be_held(batch_size: int | None) -> None:
-    # Batches that take long to cut are cut ahead for a user who holds the loop.
-    feed = Strings([20_000] * 16)
-    max_bytes = 20_000 * ROW_BYTES
+@pytest.mark.parametrize("batch_size", [None, LONG_ROWS, LONG_ROWS * 5 // 2])
+async def test_batches_cut_ahead_for_a_user_that_holds_the_loop_are_within_the_limit(batch_size: int | None) -> None:
+    feed = LongToCut([LONG_ROWS] * 16)
+    max_bytes = LONG_ROWS * ROW_BYTES
     peak = num_rows = 0
-    async for batch in iterate(feed, batch_size=batch_size, max_prefetch_bytes=max_bytes, prefetch_batches=6):
-        time.sleep(0.003)  # noqa: ASYNC251 - the hold.
-        num_rows += len(batch["text"])
-        if num_rows <= 200_000:
+    async for batch in iterate(
+        feed, batch_size=batch_size, batch_format="polars", max_prefetch_bytes=max_bytes, prefetch_batches=6
+    ):
+        num_rows += len(batch["id"])
+        if num_rows <= 5 * LONG_ROWS:
+            time.sleep(0.003)  # noqa: ASYNC251 - the hold.
+        elif num_rows <= 10 * LONG_ROWS:
             await standstill(feed)
         peak = max(peak, feed.memory.live)
-    assert num_rows == 320_000
-    assert peak <= max_bytes + feed.largest_bytes + (batch_size or 20_000) * ROW_BYTES
+    assert num_rows == 16 * LONG_ROWS
+    # One batch is in use, and a second one may be about to be, however large it is.
+    assert peak <= max_bytes + feed.largest_bytes + 2 * (batch_size or LONG_ROWS) * ROW_BYTES
 
 
 @pytest.mark.parametrize("options", [{}, {"collate_fn": copy_in_thread}, {"collate_fn": copy_on_the_loop}])

