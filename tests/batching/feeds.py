@@ -28,6 +28,10 @@ SCHEMA = pa.schema([("id", pa.int64())])
 ROW_BYTES = 8
 
 
+def do_nothing() -> None:
+    pass
+
+
 class Watch:
     """Counts objects, or their bytes, from birth to death, whoever holds them, and in whatever thread."""
 
@@ -77,7 +81,7 @@ class FakeFeed:
         self.fetched: list[int] = []
         self.gates: dict[int, anyio.Event] = {}
         self.errors: dict[int, Exception] = {}
-        self.on_block: Callable[[], object] = list
+        self.on_block: Callable[[], object] = do_nothing
         self._held = held
         self._news = anyio.Event()
 

@@ -21,7 +21,7 @@ from aiodata import TaskError
 from aiodata.batching import cutter
 from aiodata.batching.stages import Outlet
 from aiodata.iterator import BatchIterator
-from tests.batching.feeds import FakeFeed, at, drain, iterate, settle, without_gc
+from tests.batching.feeds import FakeFeed, at, do_nothing, drain, iterate, settle, without_gc
 from tests.conftest import until
 
 SIZE = 10
@@ -44,7 +44,7 @@ class Calls:
         self.threads: set[int] = set()
         self.errors: dict[int, BaseException] = {}
         self.results: dict[int, Any] = {}
-        self.on_error: Callable[[], object] = list
+        self.on_error: Callable[[], object] = do_nothing
         self.function: Callable[[Any], Any] = self._call_on_loop if is_async else self._call_in_thread
         self._held = held
         self._thread_gates: dict[int, threading.Event] = {}
@@ -288,7 +288,7 @@ class Signal(enum.Enum):
 
 
 class Hostile:
-    """Can not be compared, has no truth value, and says that it equals anything it is asked about by `is`."""
+    """Can neither be compared nor be asked whether it is true: only `is` tells what it is."""
 
     def __eq__(self, other: object) -> bool:
         raise TypeError
