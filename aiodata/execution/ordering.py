@@ -51,3 +51,7 @@ class OutputOrder:
             self.head += 1
             released += self._held.pop(self.head, [])
         return released
+
+    def clear(self) -> None:
+        """Let go of the bundles that are held back."""
+        self._held.clear()

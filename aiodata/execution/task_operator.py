@@ -189,6 +189,7 @@ class TaskOperator:
         running = list(self._running)
         for held in (self._running, self._rests, self._ready, self._jobs):
             held.clear()
+        self._order.clear()
         if not running:
             return
         for task in running:
