@@ -336,15 +336,16 @@ class Cutter:
         rows, size = block.num_rows, self._options.batch_size
         is_strict = self._options.max_prefetch_bytes is not None
         # As a batch of its own, or as a part of one that takes more, a whole block pins nothing else.
-        if size is None or (rows <= self._batcher.rows_short and held.is_whole):
+        short = self._batcher.rows_short
+        if held.is_whole and (size is None or rows <= short):
             return 0, [block]
         row_bytes = (held.num_bytes if held.is_whole else block.nbytes) / rows
-        remainder = (rows - self._batcher.rows_short) % size if rows > self._batcher.rows_short else rows
+        remainder = (rows - short) % (size or rows) if rows > short else rows
         if not is_strict:
             if not remainder or remainder * row_bytes > _SMALL_BYTES:
                 return rows, [block]
             return rows - remainder, [block.slice(0, rows - remainder), copy_rows(block.slice(rows - remainder))]
-        start = max(0, rows - remainder - size)
+        start = max(0, rows - remainder - (size or 0))
 
         def copies() -> list[pa.Table]:
             return [copy_rows(block.slice(start, rows - remainder - start)), copy_rows(block.slice(rows - remainder))]
