@@ -101,7 +101,8 @@ def test_strings_are_converted_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPat
     lengths: list[int] = []
 
     class Spy:
-        name, stretch, slice, join = fmt.name, fmt.stretch, fmt.slice, fmt.join
+        name, join_copies, library = fmt.name, fmt.join_copies, fmt.library
+        stretch, slice, join = fmt.stretch, fmt.slice, fmt.join
 
         def convert(self, segment: pa.RecordBatch) -> Any:
             lengths.append(segment.num_rows)
