@@ -279,7 +279,7 @@ class Dataset:
         Example:
             >>> import asyncio, aiodata
             >>> async def main():
-            ...     return [row["id"] async for row in aiodata.range(3).aiter_rows()]
+            ...     return [row["id"] async for row in aiodata.range(3, num_blocks=1).aiter_rows()]
             >>> asyncio.run(main())
             [0, 1, 2]
         """

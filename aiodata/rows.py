@@ -29,7 +29,7 @@ class Rows:
     Example:
         >>> import asyncio, aiodata
         >>> async def main():
-        ...     async for row in aiodata.range(2).aiter_rows():
+        ...     async for row in aiodata.range(2, num_blocks=1).aiter_rows():
         ...         print(row)
         >>> asyncio.run(main())
         {'id': 0}
