@@ -28,17 +28,38 @@ Rows = tuple[pa.Table, Origin]
 _END = object()
 
 
-@dataclass(slots=True)
-class Meter:
-    """Counts calls of user functions in one task; `checkpoint` may raise to stop the task between two calls."""
+class Stopped(BaseException):
+    """Raised in a task, between two calls of user functions, to stop it."""
 
-    checkpoint: Callable[[], None]
-    calls: int = 0
+
+class Control:
+    """What a task and whoever runs it know of one another: calls that were made, and whether to stop.
+
+    Attributes:
+        calls: Calls of user functions so far.
+    """
+
+    def __init__(self) -> None:
+        """Go on until `stop`."""
+        self.calls = 0
+        self._is_stopped = False
+
+    def checkpoint(self) -> None:
+        """Raise `Stopped` if the task is to stop."""
+        if self._is_stopped:
+            raise Stopped
 
     def call(self) -> None:
         """Note that a user function is about to be called."""
         self.checkpoint()
         self.calls += 1
+
+    def stop(self) -> None:
+        """Have the task stop before its next call; from any thread."""
+        self._is_stopped = True
+
+    def settle(self) -> None:
+        """Wait for calls that are in flight; called where the task is not stepped, before it stands still a while."""
 
 
 class Transform(Protocol):
@@ -56,7 +77,7 @@ class Transform(Protocol):
     def calls_user_code(self) -> bool:
         """Whether it runs a function of the user's."""
 
-    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
         """Transform rows as they come."""
 
 
@@ -76,16 +97,16 @@ class MapBatches:
         """`map_batches(<function>)`."""
         return f"map_batches({getattr(self.fn, '__name__', type(self.fn).__name__)})"
 
-    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
         """Cut the rows into batches, call the function with each, and yield what it returns or yields."""
         for batch, num_rows, origin in self._batches(rows):
-            meter.call()
+            control.call()
             with blame(self.name, origin):
                 result = self.fn(batch, *self.args, **self.kwargs)
                 yields_many = isgenerator(result)
                 outputs = result if yields_many else iter([result])
             while True:
-                meter.checkpoint()
+                control.checkpoint()
                 with blame(self.name, origin):
                     output = next(outputs, _END)
                     if output is _END:
@@ -131,7 +152,7 @@ class SelectColumns:
         """`select_columns([...])`."""
         return f"select_columns({list(self.columns)})"
 
-    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
         """Select without copying."""
         for table, origin in rows:
             with blame(self.name, origin):
@@ -152,7 +173,7 @@ class FilterRows:
         """`filter(<expression>)`."""
         return f"filter({self.expression})"
 
-    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
         """Filter each table; null counts as false."""
         for table, origin in rows:
             with blame(self.name, origin):
@@ -173,7 +194,7 @@ class LimitRows:
         """`limit(<rows>)`."""
         return f"limit({self.num_rows})"
 
-    def apply(self, rows: Iterable[Rows], meter: Meter) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
         """Pass rows on until there are enough."""
         left = self.num_rows
         for table, origin in rows:

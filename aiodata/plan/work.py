@@ -10,15 +10,16 @@ died produces the same blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
 
 from aiodata.block import concat_blocks
 from aiodata.bundle import BlockMetadata
+from aiodata.errors import AiodataError
 from aiodata.plan.pieces import Origin, Piece
-from aiodata.plan.transforms import Meter, Rows, Transform, blame
+from aiodata.plan.transforms import Control, Rows, Transform, blame
 
 # Below this many rows per chunk a block of many chunks is copied into one: its consumer pays per chunk.
 _SMALL_CHUNK_ROWS = 4096
@@ -64,13 +65,24 @@ class OutputMetadata:
         block: The block's metadata.
         calls: Calls of user functions that went into it.
         task_s: Seconds of work that went into it.
-        rest: Where the rest of the task's work begins, if the task stopped before its end; the last output counts.
     """
 
     block: BlockMetadata
     calls: int
     task_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class TaskEnd:
+    """How a task ended.
+
+    Attributes:
+        rest: Where the rest of its work begins, if it stopped before the end of its pieces.
+        error: What failed, if something did; the rest, if there is one, begins after the rows that it is about.
+    """
+
     rest: Position | None = None
+    error: AiodataError | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,43 +102,42 @@ def run_work(
     work: Work,
     chain: Sequence[Transform],
     blocks: Sequence[pa.Table],
-    checkpoint: Callable[[], None] = lambda: None,
-) -> Generator[tuple[pa.Table, OutputMetadata], None, None]:
-    """Do the work; yield each output block with its metadata, at least one.
+    control: Control,
+) -> Generator[tuple[pa.Table, OutputMetadata], None, TaskEnd]:
+    """Do the work; yield each output block with its metadata, at least one if nothing fails; return how it ended.
 
     Args:
         work: The pieces, and where to start.
         chain: The transforms, first to last.
         blocks: The blocks that the work's pieces stand for.
-        checkpoint: Called before each call of a user function and each read; it may raise to stop the task.
-
-    Raises:
-        TaskError: A transform failed.
-        SourceError: A file is missing, corrupt or unreadable.
+        control: What stops the task.
     """
-    meter = Meter(checkpoint)
-    feed = _Feed(work, chain, blocks, meter)
+    feed = _Feed(work, chain, blocks, control)
     rows: Iterator[Rows] = feed.read()
     for transform in chain:
-        rows = transform.apply(rows, meter)
+        rows = transform.apply(rows, control)
     started = time.perf_counter()
     calls = 0
     name = chain[-1].name if chain else "read"
-    for table, source in _cut(rows, work.cuts, feed, meter, name):
-        block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
-        metadata = OutputMetadata(block, meter.calls - calls, time.perf_counter() - started, feed.rest)
-        calls = meter.calls
-        yield table, metadata
-        started = time.perf_counter()
+    try:
+        for table, source in _cut(rows, work.cuts, feed, control, name):
+            block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
+            metadata = OutputMetadata(block, control.calls - calls, time.perf_counter() - started)
+            calls = control.calls
+            yield table, metadata
+            started = time.perf_counter()
+    except AiodataError as error:
+        return TaskEnd(None, error)
+    return TaskEnd(feed.rest)
 
 
 class _Feed:
     """Reads a task's pieces in chunks, until they are done or the task's allotment is spent."""
 
-    def __init__(self, work: Work, chain: Sequence[Transform], blocks: Sequence[pa.Table], meter: Meter) -> None:
+    def __init__(self, work: Work, chain: Sequence[Transform], blocks: Sequence[pa.Table], control: Control) -> None:
         self._work = work
         self._blocks = blocks
-        self._meter = meter
+        self._control = control
         self._slice_rows = _slice_rows(work.cuts, chain)
         self.chunk_bytes = work.cuts.first_block_bytes
         self.produced_bytes = 0
@@ -136,21 +147,21 @@ class _Feed:
         start = self._work.start
         for index, piece in enumerate(self._work.pieces):
             unit, row = (start.unit, start.row) if index == 0 else (0, 0)
-            self._meter.checkpoint()
+            self._control.checkpoint()
             for chunk in piece.bind(self._blocks).read(unit, row, self.chunk_bytes):
                 offset = 0
                 while offset == 0 or offset < chunk.table.num_rows:
                     if self._is_spent():
                         self.rest = Position(index, chunk.unit, chunk.row + offset)
                         return
-                    self._meter.checkpoint()
+                    self._control.checkpoint()
                     rows = chunk.table.slice(offset, self._slice_rows)
                     yield rows, chunk.origin.slice(offset, rows.num_rows)
                     offset += max(1, rows.num_rows)
 
     def _is_spent(self) -> bool:
         cuts = self._work.cuts
-        return self.produced_bytes >= cuts.task_bytes or self._meter.calls >= cuts.task_calls
+        return self.produced_bytes >= cuts.task_bytes or self._control.calls >= cuts.task_calls
 
 
 def _slice_rows(cuts: Cuts, chain: Sequence[Transform]) -> int | None:
@@ -164,7 +175,7 @@ def _slice_rows(cuts: Cuts, chain: Sequence[Transform]) -> int | None:
     return None
 
 
-def _cut(rows: Iterator[Rows], cuts: Cuts, feed: _Feed, meter: Meter, name: str) -> Iterator[tuple[pa.Table, str]]:
+def _cut(rows: Iterator[Rows], cuts: Cuts, feed: _Feed, control: Control, name: str) -> Iterator[tuple[pa.Table, str]]:
     """Gather rows into blocks that grow from the first size to the target."""
     size = cuts.first_block_bytes
     calls_limit, calls = cuts.first_block_calls, 0
@@ -179,12 +190,12 @@ def _cut(rows: Iterator[Rows], cuts: Cuts, feed: _Feed, meter: Meter, name: str)
             continue
         tables.append(table)
         num_bytes += table.nbytes
-        if num_bytes < size and meter.calls - calls < calls_limit:
+        if num_bytes < size and control.calls - calls < calls_limit:
             continue
         feed.produced_bytes += num_bytes
         size = min(size * cuts.growth, cuts.target_block_bytes)
         feed.chunk_bytes = size
-        calls_limit, calls = min(calls_limit * 2, cuts.calls_per_block), meter.calls
+        calls_limit, calls = min(calls_limit * 2, cuts.calls_per_block), control.calls
         for block in _split(_gather(tables, name, source), num_bytes, cuts.target_block_bytes):
             yield block, source
             num_blocks += 1

@@ -2,51 +2,51 @@
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef
 from aiodata.plan.transforms import Transform
-from aiodata.plan.work import OutputMetadata, Work
+from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 
+# What stands for a pair's metadata until it is fetched: a runtime's own reference, or the metadata itself.
+MetadataRef = Any
 
-class TaskState(enum.Enum):
-    """A task's life, as its owner sees it.
-
-    `ACTIVE`: outputs may come. `FINISHED`: the last output has been pulled, or it failed.
-    """
-
-    ACTIVE = enum.auto()
-    FINISHED = enum.auto()
+# What becomes of a pair's metadata: what is known of the block; or that the pair is none, but the end of its task; or
+# why it can not be had. None: it is still under way.
+Outcome = OutputMetadata | TaskEnd | Exception | None
 
 
 @dataclass(frozen=True, slots=True)
-class TaskOutput:
-    """A block that a task has produced: a reference, and what is known of it."""
+class Pair:
+    """A block that a task has produced, and what stands for its metadata."""
 
     ref: BlockRef
-    metadata: OutputMetadata
+    metadata: MetadataRef
+
+
+@dataclass(frozen=True, slots=True)
+class Resources:
+    """What a task or an actor takes while it runs; None: what the runtime gives by default.
+
+    Attributes:
+        num_cpus: CPUs.
+        num_gpus: GPUs.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
 
 
 class Task(Protocol):
-    """Some work that was submitted."""
+    """Some work that was submitted. The last pair that it gives is its end."""
 
-    @property
-    def state(self) -> TaskState:
-        """Where the task is in its life."""
-
-    def pull(self) -> list[TaskOutput]:
-        """Return outputs that are ready, without waiting; none: there are no more for now, or ever if `FINISHED`.
-
-        Raises:
-            TaskError: A transform failed.
-            SourceError: A file is missing, corrupt or unreadable.
-        """
+    def pull(self) -> list[Pair]:
+        """Return the pairs that are there, without waiting and without fetching; none: none for now, or never again."""
 
     def cancel(self) -> None:
         """Ask the task to stop; returns at once, idempotent."""
@@ -55,17 +55,43 @@ class Task(Protocol):
         """After `cancel`: wait until it runs no more."""
 
 
+OnReady = Callable[[Task], None]
+
+
+class Actor(Protocol):
+    """A worker that has built the state of a stage's transforms once, and keeps it."""
+
+    async def wait_ready(self) -> None:
+        """Wait until the state is built.
+
+        Raises:
+            TaskError: A constructor failed.
+        """
+
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> Task:
+        """Start a task on this actor; one runs at a time, others wait for it there. See `Stage.submit`."""
+
+    def stop(self) -> None:
+        """End it, and what runs on it, at once; idempotent."""
+
+    async def wait_stopped(self) -> None:
+        """After `stop`: wait until it is gone."""
+
+
 class Stage(Protocol):
     """A chain of transforms that a runtime has been told of, once per run."""
 
-    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: Callable[[Task], None]) -> Task:
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> Task:
         """Start a task.
 
         Args:
             work: What to do.
             refs: The blocks that the work's pieces stand for.
-            on_ready: Called in the event loop whenever `pull` may have something new.
+            on_ready: Called in the event loop whenever `pull` may have something new, after it gave nothing.
         """
+
+    def start_actor(self) -> Actor:
+        """Start an actor; returns at once."""
 
 
 class Runtime(Protocol):
@@ -73,13 +99,17 @@ class Runtime(Protocol):
 
     @property
     def name(self) -> str:
-        """`"local"` or `"ray"`."""
+        """`"local"`, `"ray"` or `"simulated"`."""
 
     @property
     def num_cpus(self) -> int:
         """CPUs that tasks of this run may use at a time."""
 
-    async def stage(self, name: str, chain: Sequence[Transform]) -> Stage:
+    @property
+    def store_bytes(self) -> int:
+        """Bytes of memory that blocks can be kept in."""
+
+    async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> Stage:
         """Tell the runtime of a chain of transforms.
 
         Raises:
@@ -90,7 +120,27 @@ class Runtime(Protocol):
         """Store a block where tasks can get at it."""
 
     async def get(self, ref: BlockRef) -> pa.Table:
-        """Return a block; what a cancelled call was to return can be asked for again."""
+        """Return a block; what a cancelled call was to return can be asked for again.
+
+        Raises:
+            AiodataError: The block is lost.
+        """
+
+    def fetch_ready(self, pairs: Sequence[Pair]) -> list[Outcome]:
+        """Return the metadata of pairs as far as it is there, without waiting."""
+
+    async def fetch(self, pair: Pair) -> OutputMetadata | TaskEnd:
+        """Return a pair's metadata, waiting for it.
+
+        Raises:
+            Exception: It can not be had.
+        """
+
+    def size_of(self, ref: BlockRef) -> int | None:
+        """Return a block's bytes, if that is known here without asking anybody."""
+
+    def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
+        """Call `callback` once, in the event loop, when the last reference to a block is gone everywhere."""
 
 
 # Opens a runtime for one run; leaving the context stops all that runs in it.
