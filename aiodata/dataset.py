@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from inspect import isasyncgenfunction, isclass, iscoroutinefunction
 from typing import Any
 
 import pyarrow as pa
@@ -18,13 +17,18 @@ from aiodata.block import concat_blocks
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
 from aiodata.iterator import Batches
+from aiodata.mapping import map_step
 from aiodata.options import ExecutionOptions, at_least
-from aiodata.plan.nodes import Apply, Limit, Plan, Read
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
-from aiodata.plan.transforms import FilterRows, MapBatches, SelectColumns
+from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
 from aiodata.rows import Rows
 from aiodata.sources.memory import StoredSource
+
+
+# All blocks of a dataset that is materialized are kept, so a budget for them would only make tasks wait in vain.
+_UNBOUNDED_BYTES = 1 << 62
 
 
 class Dataset:
@@ -53,20 +57,34 @@ class Dataset:
         *,
         batch_size: int | None = None,
         batch_format: str = "numpy",
+        concurrency: int | tuple[int, int] | None = None,
+        num_cpus: float | None = None,
+        num_gpus: float | None = None,
         fn_args: Sequence[Any] = (),
         fn_kwargs: Mapping[str, Any] | None = None,
+        fn_constructor_args: Sequence[Any] = (),
+        fn_constructor_kwargs: Mapping[str, Any] | None = None,
     ) -> Dataset:
         """Call a function with batches of rows, in workers.
 
         Args:
-            fn: A function, or a generator function (several outputs per batch). It is given a batch, and returns (or
-                yields) a dict of arrays, a pyarrow.Table, or a pandas or polars DataFrame, of any number of rows.
+            fn: A function, a generator function (several outputs per batch), an `async def` or an async generator
+                function; or a class whose instances are called like one of these, and are built once per actor. It is
+                given a batch, and returns (or yields) a dict of arrays, a pyarrow.Table, or a pandas or polars
+                DataFrame, of any number of rows.
             batch_size: Rows per call; the last call of a task, and of a file's row group, may get fewer. None: as the
                 rows come, by row group or block.
             batch_format: The format that `fn` is given: `"numpy"` (a dict of arrays, read-only), `"pyarrow"`,
                 `"pandas"` or `"polars"`.
+            concurrency: For a class: the number of actors, or `(least, most)`, between which it follows the load;
+                by default one to as many as there are CPUs. For an async function: calls at a time per task, by
+                default 16. For a function: tasks at a time.
+            num_cpus: CPUs that each task or actor takes; on the local runtime all share the same threads.
+            num_gpus: GPUs that each task or actor takes (Ray).
             fn_args: Further positional arguments for `fn`.
             fn_kwargs: Keyword arguments for `fn`.
+            fn_constructor_args: Positional arguments for the class.
+            fn_constructor_kwargs: Keyword arguments for the class.
 
         Raises:
             OptionError: An argument has a value that can not work.
@@ -77,13 +95,20 @@ class Dataset:
             >>> asyncio.run(ds.count())
             4
         """
-        if not callable(fn):
-            raise OptionError(f"fn={fn!r} must be a function")
-        if isclass(fn) or iscoroutinefunction(fn) or isasyncgenfunction(fn):
-            raise OptionError(f"fn={fn!r} must be a plain function or a generator function; wrap it in one")
-        at_least("batch_size", batch_size, 1, optional=True)
-        get_format(batch_format)
-        return self._then(Apply(MapBatches(fn, batch_size, batch_format, tuple(fn_args), dict(fn_kwargs or {}))))
+        return self._then(
+            map_step(
+                fn,
+                batch_size=batch_size,
+                batch_format=batch_format,
+                concurrency=concurrency,
+                num_cpus=num_cpus,
+                num_gpus=num_gpus,
+                fn_args=fn_args,
+                fn_kwargs=fn_kwargs,
+                fn_constructor_args=fn_constructor_args,
+                fn_constructor_kwargs=fn_constructor_kwargs,
+            )
+        )
 
     def select_columns(self, names: str | Sequence[str]) -> Dataset:
         """Keep some columns, in the order given; a source reads no others.
@@ -129,6 +154,26 @@ class Dataset:
         """
         at_least("n", n, 0)
         return self._then(Limit(n))
+
+    def union(self, *others: Dataset) -> Dataset:
+        """Let the rows of other datasets through, too: after this one's if order is preserved, else as they come.
+
+        It runs with the options of this dataset.
+
+        Raises:
+            OptionError: One of them is no dataset.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> ds = aiodata.range(2).union(aiodata.range(1)).with_options(preserve_order=True)
+            >>> asyncio.run(ds.take())
+            [{'id': 0}, {'id': 1}, {'id': 0}]
+        """
+        for other in others:
+            if not isinstance(other, Dataset):
+                raise OptionError(f"{other!r} must be a Dataset")
+        plans = (self._plan, *(other._plan for other in others))
+        return Dataset(Plan(Union(plans)), self._options) if others else self
 
     def with_options(self, **options: Any) -> Dataset:
         """Return the dataset with some `ExecutionOptions` changed.
@@ -315,7 +360,8 @@ class Dataset:
             >>> asyncio.run(main())
             (4, 4)
         """
-        async with self.with_options(preserve_order=True).aiter_bundles() as iterator:
+        unbounded = {"preserve_order": True, "max_object_store_bytes": _UNBOUNDED_BYTES}
+        async with self.with_options(**unbounded).aiter_bundles() as iterator:
             bundles = [bundle async for bundle in iterator]
         schema = bundles[0].metadata.schema if bundles else await self.schema()
         source = StoredSource("materialized", tuple(bundles), schema)

@@ -23,6 +23,14 @@ class ExecutionOptions:
         preserve_order: Rows, and so batches, come in source order.
         num_cpus: CPUs that the run may use at a time; by default all of the runtime's.
         target_block_bytes: Size that blocks grow to, in bytes; the first ones of a task are smaller.
+        max_object_store_bytes: Bytes of blocks that the run may keep, wherever they are: made by tasks, on the way, or
+            held by the consumer. Tasks start only while there is room for what they will produce, and blocks are at
+            most a sixteenth of it. None: a quarter of Ray's object store, or of this machine's memory.
+        metadata_prefetch: Whether the metadata of blocks is fetched for many at once, ahead of need; else for one at
+            a time. The results are the same.
+        max_errored_blocks: How many failures may be skipped; each is listed in the statistics. A function that fails
+            costs the rows of its batch; a read, the rest of what its task was to read of that file; a worker that
+            dies too often, what its task had left. -1: any number.
         task_max_retries: How often a task whose worker died is run again (Ray).
         close_timeout_s: Bound on closing a run, in seconds.
         measure_loop_lag: Whether a pass measures how late the event loop serves a timer; see `LoopLagMonitor`.
@@ -38,7 +46,10 @@ class ExecutionOptions:
     runtime: RuntimeName = "auto"
     preserve_order: bool = False
     num_cpus: int | None = None
+    max_object_store_bytes: int | None = None
     target_block_bytes: int = 16 * MIB
+    metadata_prefetch: bool = True
+    max_errored_blocks: int = 0
     task_max_retries: int = 3
     close_timeout_s: float = 5.0
     measure_loop_lag: bool = False
@@ -48,8 +59,11 @@ class ExecutionOptions:
         if self.runtime not in get_args(RuntimeName):
             raise OptionError(f"runtime={self.runtime!r} is unknown; use one of {get_args(RuntimeName)}")
         at_least("num_cpus", self.num_cpus, 1, optional=True)
+        at_least("max_object_store_bytes", self.max_object_store_bytes, 1, optional=True)
         at_least("target_block_bytes", self.target_block_bytes, 1)
+        at_least("max_errored_blocks", self.max_errored_blocks, -1)
         at_least("task_max_retries", self.task_max_retries, 0)
+        true_or_false("metadata_prefetch", self.metadata_prefetch)
         true_or_false("preserve_order", self.preserve_order)
         true_or_false("measure_loop_lag", self.measure_loop_lag)
         timeout: object = self.close_timeout_s

@@ -14,7 +14,7 @@ from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Apply, Limit, Plan
+from aiodata.plan.nodes import Apply, Limit, Plan, Read
 from aiodata.plan.optimize import push_down
 from aiodata.plan.transforms import SelectColumns
 from aiodata.runtime import choose_runtime
@@ -24,21 +24,23 @@ _T = TypeVar("_T")
 
 async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
     """Return the schema of a plan's rows: from its source where that knows, else from the first block of a run."""
-    source, steps = push_down(plan)
-    schema = await _ask(source.schema)
-    if schema is not None and not any(_changes_schema(step) for step in steps):
-        return schema
-    unlimited = Plan(plan.read, tuple(step for step in plan.steps if not isinstance(step, Limit)))
+    if isinstance(plan.origin, Read):
+        source, steps = push_down(plan)
+        schema = await _ask(source.schema)
+        if schema is not None and not any(_changes_schema(step) for step in steps):
+            return schema
+    unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
     executor = await _run(unlimited.then(Limit(1)), options, _ignore)
     return executor.schema if executor.schema is not None else pa.schema([])
 
 
 async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
     """Return the number of a plan's rows: from its source where that knows, else by a run that fetches no block."""
-    source, steps = push_down(plan)
-    limits = [step.num_rows for step in steps if isinstance(step, Limit)]
-    if len(limits) == len(steps) and (known := await _ask(source.count_rows)) is not None:
-        return min([known, *limits])
+    if isinstance(plan.origin, Read):
+        source, steps = push_down(plan)
+        limits = [step.num_rows for step in steps if isinstance(step, Limit)]
+        if len(limits) == len(steps) and (known := await _ask(source.count_rows)) is not None:
+            return min([known, *limits])
     total = 0
 
     async def add(bundle: RefBundle) -> None:

@@ -53,6 +53,43 @@ class LoopLag:
 
 
 @dataclass(frozen=True, slots=True)
+class BudgetStats:
+    """What a run's blocks took of its byte budget.
+
+    Attributes:
+        limit_bytes: The budget, in bytes.
+        live_bytes: Bytes of blocks that something refers to.
+        peak_live_bytes: The most that there were.
+    """
+
+    limit_bytes: int
+    live_bytes: int
+    peak_live_bytes: int
+
+    def __str__(self) -> str:
+        """Print as one line, in MiB."""
+        limit, live, peak = (f"{n / 2**20:,.1f}" for n in (self.limit_bytes, self.live_bytes, self.peak_live_bytes))
+        return f"blocks {live} MiB, {peak} MiB at most, of a budget of {limit} MiB"
+
+
+@dataclass(frozen=True, slots=True)
+class RunStats:
+    """What one run has done so far; all empty before it has begun.
+
+    Attributes:
+        runtime: The runtime that its tasks run on.
+        operators: One entry per operator, in the order of the data.
+        budget: What its blocks take of the byte budget.
+        errors: What failed and was skipped, one line each.
+    """
+
+    runtime: str = ""
+    operators: tuple[OperatorStats, ...] = ()
+    budget: BudgetStats | None = None
+    errors: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class IterationStats:
     """Where the time of one pass went; the pass's time ends when the consumer stops.
 
@@ -73,7 +110,8 @@ class IterationStats:
         format_s: Seconds spent cutting and converting batches where it waited for none.
         user_s: Seconds in the consumer's own code.
         loop_lag: How late the event loop served a timer; None unless `measure_loop_lag` is on.
-        errors: Blocks that failed and were skipped, one line each.
+        budget: What its blocks took of the byte budget; None before the first batch was asked for.
+        errors: What failed and was skipped, one line each.
         operators: One entry per operator, in the order of the data.
     """
 
@@ -92,6 +130,7 @@ class IterationStats:
     format_s: float
     user_s: float
     loop_lag: LoopLag | None
+    budget: BudgetStats | None
     errors: tuple[str, ...]
     operators: tuple[OperatorStats, ...]
 
@@ -104,6 +143,7 @@ class IterationStats:
             f"  waited {self.wait_s:.3f} s, formatted {self.format_s:.3f} s, consumer's own {self.user_s:.3f} s",
             f"  held {self.peak_prefetched_bytes / 2**20:.1f} MiB at most"
             + (f", {self.loop_lag}" if self.loop_lag else ""),
+            *([f"  {self.budget}"] if self.budget else []),
             f"  {'operator':<48} {'tasks':>6} {'blocks':>7} {'rows':>13} {'MiB':>9} {'worker s':>9}",
         ]
         for op in self.operators:

@@ -155,9 +155,9 @@ class Consumer:
 
     def stats(self) -> IterationStats:
         """Return a snapshot."""
-        times, window = self._times, self._pipeline.window
+        times, window, run = self._times, self._pipeline.window, self._feed.stats()
         return IterationStats(
-            runtime=self._feed.runtime_name,
+            runtime=run.runtime,
             epoch=self._epoch,
             rows=self._pipeline.rows,
             batches=times.batches,
@@ -172,8 +172,9 @@ class Consumer:
             format_s=times.format_s,
             user_s=times.user_s,
             loop_lag=self._lag.snapshot() if self._lag else None,
-            errors=(),
-            operators=tuple(counters.snapshot() for counters in self._feed.counters),
+            budget=run.budget,
+            errors=run.errors,
+            operators=run.operators,
         )
 
     def describe(self) -> str:

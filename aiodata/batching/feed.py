@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from typing import Protocol
 
 import anyio
@@ -10,16 +10,22 @@ import pyarrow as pa
 
 from aiodata.bundle import RefBundle
 from aiodata.coordination import Coordinator
-from aiodata.execution.counters import OperatorCounters
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Plan
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
+from aiodata.stats import RunStats
 
 
 class BundleSource(Protocol):
-    """One epoch's bundles, and their rows."""
+    """One epoch's bundles, and their rows.
+
+    Attributes:
+        max_held_bytes: Bytes of blocks that the consumer may hold beside the one in use.
+    """
+
+    max_held_bytes: int
 
     async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
         """Return the next bundle, None at the end.
@@ -35,8 +41,8 @@ class BundleSource(Protocol):
 class Feed(Protocol):
     """One pass's supply of bundles."""
 
-    runtime_name: str
-    counters: Sequence[OperatorCounters]
+    def stats(self) -> RunStats:
+        """Return what the run behind it has done so far."""
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Open the supply, let it be consumed, and shut it down, whatever the reason for the end.
@@ -58,20 +64,22 @@ class LocalFeed:
         """Prepare; nothing runs."""
         self._plan = plan
         self._options = options
-        self.runtime_name = ""
-        self.counters: Sequence[OperatorCounters] = ()
+        self._executor: StreamingExecutor | None = None
+
+    def stats(self) -> RunStats:
+        """Return what the run behind it has done so far."""
+        return self._executor.stats() if self._executor else RunStats()
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Run one epoch as split 0, the only one; tell the coordinator at the end, whatever the reason."""
         async with choose_runtime(self._options)() as runtime:
-            executor = StreamingExecutor(self._plan, runtime, self._options)
-            self.runtime_name, self.counters = runtime.name, executor.counters
+            self._executor = executor = StreamingExecutor(self._plan, runtime, self._options)
             coordinator = Coordinator(executor.run)
             async with anyio.create_task_group() as group:
                 group.start_soon(coordinator.serve, 1)
                 epoch = await coordinator.start_epoch(0)
                 try:
-                    await consume(_Epoch(coordinator, epoch, runtime))
+                    await consume(_Epoch(coordinator, epoch, runtime, executor.max_held_bytes))
                 finally:
                     coordinator.notify_split_finished(epoch, 0)
 
@@ -79,7 +87,8 @@ class LocalFeed:
 class _Epoch:
     """Asks a coordinator in this process for bundles, in turn."""
 
-    def __init__(self, coordinator: Coordinator, epoch: int, runtime: Runtime) -> None:
+    def __init__(self, coordinator: Coordinator, epoch: int, runtime: Runtime, max_held_bytes: int) -> None:
+        self.max_held_bytes = max_held_bytes
         self._coordinator = coordinator
         self._epoch = epoch
         self._runtime = runtime

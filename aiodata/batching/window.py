@@ -9,7 +9,7 @@ import anyio
 import pyarrow as pa
 
 from aiodata.batching.feed import BundleSource
-from aiodata.bundle import RefBundle
+from aiodata.bundle import BlockRef, RefBundle
 from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
 
 # Blocks ahead of the consumer, whatever their size.
@@ -24,11 +24,13 @@ class Held:
         num_bytes: Its size.
         is_whole: Whether all its rows were asked for.
         source: Where its rows came from, for error messages.
+        ref: The reference to it, which keeps it counted in the run's byte budget.
     """
 
     num_bytes: int
     is_whole: bool
     source: str
+    ref: BlockRef = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -126,6 +128,8 @@ class FetchWindow:
         Raises:
             ExceptionGroup: A fetch failed.
         """
+        limits = [limit for limit in (self._max_bytes, bundles.max_held_bytes) if limit is not None]
+        self._max_bytes = min(limits)
         with cleared_frames():
             await self._run(bundles)
 
@@ -175,7 +179,7 @@ class FetchWindow:
         self.bytes_fetched += bundle.metadata.num_bytes
         metadata = bundle.metadata
         is_whole = bundle.num_rows == metadata.num_rows
-        await self._send.send(Fetched(rows, Held(metadata.num_bytes, is_whole, metadata.source)))
+        await self._send.send(Fetched(rows, Held(metadata.num_bytes, is_whole, metadata.source, bundle.ref)))
 
     def _hold(self, bundle: RefBundle) -> None:
         self.blocks_ahead += 1

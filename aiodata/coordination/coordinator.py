@@ -127,7 +127,7 @@ class Coordinator:
             self._scope.cancel()
 
     async def _run_epoch(self) -> None:
-        send, receive = anyio.create_memory_object_stream[RefBundle](1)
+        send, receive = anyio.create_memory_object_stream[RefBundle](0)
         with send:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._execute, send)
@@ -138,8 +138,17 @@ class Coordinator:
                 group.cancel_scope.cancel()
 
     async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
-        """Give each bundle to the split that has waited longest."""
-        async for bundle in bundles:
+        """Give each bundle to the split that has waited longest; take none that nobody waits for."""
+        while True:
+            while not self._state.wants_bundle:
+                if self._state.phase is EpochPhase.ENDED:
+                    return
+                await self._changed.wait()
+            try:
+                bundle = await bundles.receive()
+            except anyio.EndOfStream:
+                break
+            # Meanwhile the split may have finished.
             while not self._state.wants_bundle:
                 if self._state.phase is EpochPhase.ENDED:
                     return

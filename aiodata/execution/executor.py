@@ -2,23 +2,49 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import dataclass, field
 
 import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
 from aiodata.concurrency import cleared_frames, close_and_drop
-from aiodata.errors import AiodataError
-from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Operator, Output
+from aiodata.errors import AiodataError, OptionError
+from aiodata.execution.budget import ByteBudget
+from aiodata.execution.context import RunContext
+from aiodata.execution.failures import SkippedErrors
+from aiodata.execution.metadata import MetadataPrefetcher
+from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Operator, Output, UnionOperator
 from aiodata.execution.task_operator import TaskOperator
+from aiodata.execution.workers import TASKS_PER_CPU, ActorPool, TaskWorkers, Workers
 from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Plan
-from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, Stage, optimize
+from aiodata.plan.nodes import Plan, Resources
+from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, Stage, UnionStage, optimize
 from aiodata.runtime.base import Runtime
+from aiodata.stats import RunStats
 
 # Bundles that may wait between two operators; a bundle is a reference, and tasks hold back when it is full.
 _MAX_WAITING_BUNDLES = 2
+
+# The part of the runtime's memory for blocks that a run may use, unless it is told otherwise: one of so many.
+_STORE_PARTS = 4
+
+
+@dataclass(eq=False)
+class _Node:
+    """An operator, what comes before it, and the scope that ends it."""
+
+    operator: Operator
+    before: list[_Node]
+    inputs: list[Inputs] = field(default_factory=list)
+    scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+
+    def cancel_before(self) -> None:
+        for node in self.before:
+            node.scope.cancel()
+            node.cancel_before()
 
 
 class StreamingExecutor:
@@ -28,18 +54,45 @@ class StreamingExecutor:
         plan: What to run.
         runtime: Where tasks run; open for as long as `run` is.
         options: How to run it.
+
+    Raises:
+        OptionError: The plan's actors need more CPUs than there are.
     """
 
     def __init__(self, plan: Plan, runtime: Runtime, options: ExecutionOptions) -> None:
         """Make the operators; nothing runs yet."""
-        self._operators = [_make_operator(stage, runtime, options) for stage in optimize(plan)]
-        self.counters = [operator.counters for operator in self._operators]
+        limit_bytes = options.max_object_store_bytes or runtime.store_bytes // _STORE_PARTS
+        self.context = RunContext(
+            runtime,
+            options,
+            ByteBudget(limit_bytes),
+            MetadataPrefetcher(runtime.fetch_ready, runtime.fetch, is_inline=not options.metadata_prefetch),
+            SkippedErrors(options.max_errored_blocks),
+        )
+        self._nodes: list[_Node] = []
+        stages = optimize(plan)
+        check_cpus(stages, runtime.num_cpus)
+        self._last = self._add(stages, [])
+        self.counters = [node.operator.counters for node in self._nodes]
 
     @property
     def schema(self) -> pa.Schema | None:
         """The schema of the run's blocks, once it has seen one; else None. A limit has that of what it limits."""
-        makers = [operator for operator in self._operators if not isinstance(operator, LimitOperator)]
-        return makers[-1].counters.schema
+        node = self._last
+        while isinstance(node.operator, LimitOperator):
+            [node] = node.before
+        return node.operator.counters.schema
+
+    @property
+    def max_held_bytes(self) -> int:
+        """Bytes of blocks that consumers may hold ahead: half of the budget, so that tasks have the other half."""
+        return self.context.budget.limit_bytes // 2
+
+    def stats(self) -> RunStats:
+        """Return a snapshot."""
+        operators = tuple(counters.snapshot() for counters in self.counters)
+        context = self.context
+        return RunStats(context.runtime.name, operators, context.budget.stats(), tuple(context.skipped.lines))
 
     async def run(self, output: Output) -> None:
         """Run all operators; returns at the end of the data, or when `output` has no receiver any more.
@@ -51,49 +104,116 @@ class StreamingExecutor:
             TaskError: A transform failed. It comes out of a task group, so it may be in an exception group.
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
         """
-        scopes: list[anyio.CancelScope] = []
-        inputs: Inputs | None = None
         with ExitStack() as streams:
-            async with anyio.create_task_group() as group:
-                for operator in self._operators[:-1]:
-                    send, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
-                    streams.enter_context(send)
-                    group.start_soon(_run_operator, operator, inputs, send, scopes, name=operator.counters.name)
-                    inputs = receive
-                last = self._operators[-1]
-                group.start_soon(_run_operator, last, inputs, output, scopes, name=last.counters.name)
+            async with self.context.prefetcher.group:
+                async with anyio.create_task_group() as group:
+                    for node in self._nodes:
+                        outputs = output
+                        if node is not self._last:
+                            outputs, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
+                            streams.enter_context(outputs)
+                            self._after(node).inputs.append(receive)
+                        group.start_soon(_run_operator, node, outputs, name=node.operator.counters.name)
+                # Metadata that nobody waits for any more.
+                self.context.prefetcher.group.cancel_scope.cancel()
         if group.cancel_scope.cancel_called:
             raise AiodataError("an operator of the run was cancelled from outside")
 
+    def _add(self, stages: Sequence[Stage], after: list[_Node]) -> _Node:
+        """Make the operators of a chain of stages, and of what comes before them; return the last one's node.
 
-async def _run_operator(
-    operator: Operator, inputs: Inputs | None, output: Output, scopes: list[anyio.CancelScope]
-) -> None:
+        Args:
+            stages: The stages, in the order of the data.
+            after: The nodes that come after the chain; they are filled in as they are made.
+        """
+        stage, later = stages[-1], _Later(after)
+        node = _Node(self._operator(stage, later), [])
+        following = [node, *after]
+        if isinstance(stage, UnionStage):
+            node.before = [self._add(branch, following) for branch in stage.branches]
+        elif len(stages) > 1:
+            node.before = [self._add(stages[:-1], following)]
+        self._nodes.append(node)
+        return node
+
+    def _after(self, node: _Node) -> _Node:
+        return next(later for later in self._nodes if node in later.before)
+
+    def _operator(self, stage: Stage, later: _Later) -> Operator:
+        on_sent = self.context.budget.tell_refused
+        match stage:
+            case InputStage(source):
+                return InputOperator(stage.name, source.bundles() or (), on_sent)
+            case LimitStage(num_rows):
+                return LimitOperator(stage.name, num_rows, on_sent)
+            case UnionStage():
+                return UnionOperator(stage.name, on_sent, preserve_order=self.context.options.preserve_order)
+            case ReadStage() | MapStage():
+                return TaskOperator(stage, self._workers(stage), self.context, later.are_idle)
+
+    def _workers(self, stage: ReadStage | MapStage) -> Workers:
+        num_cpus = self.context.runtime.num_cpus
+        if isinstance(stage, ReadStage):
+            return TaskWorkers(TASKS_PER_CPU * num_cpus)
+        if stage.needs_actors:
+            least, most = stage.workers or (1, num_cpus)
+            return ActorPool(least, most, self.context.options.close_timeout_s)
+        fit = max(1, int(TASKS_PER_CPU * num_cpus / max(stage.resources.num_cpus or 1, 1e-3)))
+        return TaskWorkers(min(fit, stage.workers[1]) if stage.workers else fit)
+
+
+class _Later:
+    """What comes after an operator."""
+
+    def __init__(self, nodes: Sequence[_Node]) -> None:
+        self._nodes = nodes
+
+    def are_idle(self) -> bool:
+        """Whether nothing waits for or in a later operator."""
+        return all(
+            node.operator.is_idle and not any(stream.statistics().current_buffer_used for stream in node.inputs)
+            for node in self._nodes
+        )
+
+
+async def _run_operator(node: _Node, output: Output) -> None:
     """Run one operator; when it ends, so does all that comes before it."""
-    upstream = list(scopes)
-    with anyio.CancelScope() as scope:
-        scopes.append(scope)
+    with node.scope:
         try:
             with cleared_frames():
-                await operator.run(inputs, output)
+                await node.operator.run(node.inputs, output)
         except* anyio.BrokenResourceError:  # Whoever takes the outputs has enough.
             pass
         finally:
-            if inputs is not None:
+            for inputs in node.inputs:
                 close_and_drop(inputs)
         # Not where it failed: whoever takes the outputs must not take that for the end of the data.
         output.close()
-    for earlier in upstream:
-        earlier.cancel()
+    node.cancel_before()
 
 
-def _make_operator(stage: Stage, runtime: Runtime, options: ExecutionOptions) -> Operator:
-    match stage:
-        case InputStage(source):
-            return InputOperator(stage.name, source.bundles() or ())
-        case LimitStage(num_rows):
-            return LimitOperator(stage.name, num_rows)
-        case MapStage(chain):
-            return TaskOperator(stage.name, chain, None, runtime, options)
-        case ReadStage(source, chain):
-            return TaskOperator(stage.name, chain, source, runtime, options)
+def check_cpus(stages: Sequence[Stage], num_cpus: int) -> None:
+    """Check that the actors of a plan leave a CPU for its tasks.
+
+    Raises:
+        OptionError: They do not, so that the run would wait for ever.
+    """
+    pools = list(_pools(stages))
+    taken = sum((stage.workers or (1, 1))[0] * (stage.resources.num_cpus or 0) for stage in pools)
+    if taken and taken > num_cpus - 1:
+        names = ", ".join(stage.name for stage in pools)
+        raise OptionError(
+            f"the actors of {names} take {taken:g} CPUs of {num_cpus}, which leaves none for the tasks that feed them; "
+            "lower concurrency or num_cpus"
+        )
+
+
+def _pools(stages: Sequence[Stage]) -> list[MapStage]:
+    pools: list[MapStage] = []
+    for stage in stages:
+        if isinstance(stage, UnionStage):
+            for branch in stage.branches:
+                pools += _pools(branch)
+        elif isinstance(stage, MapStage) and stage.needs_actors:
+            pools.append(stage)
+    return pools

@@ -1,13 +1,15 @@
-"""Operators: coroutines that take bundles from a stream, and send bundles on."""
+"""Operators: coroutines that take bundles from streams, and send bundles on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
+import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
+from aiodata.concurrency import cleared_frames
 from aiodata.execution.counters import OperatorCounters
 
 Inputs = MemoryObjectReceiveStream[RefBundle]
@@ -19,7 +21,11 @@ class Operator(Protocol):
 
     counters: OperatorCounters
 
-    async def run(self, inputs: Inputs | None, output: Output) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has nothing that it works on, or that its receiver has not taken."""
+
+    async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Take all inputs, send all outputs; returns at the end of the data.
 
         Raises:
@@ -27,41 +33,103 @@ class Operator(Protocol):
         """
 
 
-class InputOperator:
-    """Sends on blocks that are stored already."""
+async def send(output: Output, bundle: RefBundle) -> None:
+    """Send a bundle, without a turn of the loop if there is room."""
+    try:
+        output.send_nowait(bundle)
+    except anyio.WouldBlock:
+        pass
+    else:
+        return
+    await output.send(bundle)
 
-    def __init__(self, name: str, bundles: Iterable[RefBundle]) -> None:
+
+class _PassingOperator:
+    """Sends on what it is given, as it is or narrowed.
+
+    Args:
+        name: The stage's name.
+        on_sent: Called when its receiver has taken a bundle.
+    """
+
+    def __init__(self, name: str, on_sent: Callable[[], None]) -> None:
         """Prepare."""
         self.counters = OperatorCounters(name)
+        self._on_sent = on_sent
+        self._num_sending = 0
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether its receiver has taken all that it was given."""
+        return not self._num_sending
+
+    async def _send(self, bundle: RefBundle, output: Output) -> None:
+        self.counters.add_block(bundle.num_rows, bundle.metadata.num_bytes, bundle.metadata.schema)
+        if not bundle.num_rows:
+            return
+        self._num_sending += 1
+        await send(output, bundle)
+        self._num_sending -= 1
+        self._on_sent()
+
+
+class InputOperator(_PassingOperator):
+    """Sends on blocks that are stored already."""
+
+    def __init__(self, name: str, bundles: Iterable[RefBundle], on_sent: Callable[[], None]) -> None:
+        """Prepare."""
+        super().__init__(name, on_sent)
         self._bundles = bundles
 
-    async def run(self, inputs: Inputs | None, output: Output) -> None:
+    async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Send every bundle that has rows."""
         # A cancellation's traceback may keep the operator, which must not keep the blocks.
         bundles, self._bundles = self._bundles, ()
         for bundle in bundles:
-            self.counters.add_block(bundle.num_rows, bundle.metadata.num_bytes, bundle.metadata.schema)
-            if bundle.num_rows:
-                await output.send(bundle)
+            await self._send(bundle, output)
 
 
-class LimitOperator:
+class LimitOperator(_PassingOperator):
     """Sends on the first rows that come, narrowing the last bundle's range."""
 
-    def __init__(self, name: str, num_rows: int) -> None:
+    def __init__(self, name: str, num_rows: int, on_sent: Callable[[], None]) -> None:
         """Prepare."""
-        self.counters = OperatorCounters(name)
+        super().__init__(name, on_sent)
         self._num_rows = num_rows
 
-    async def run(self, inputs: Inputs | None, output: Output) -> None:
+    async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Send rows until there are enough; returning ends what comes before."""
         left = self._num_rows
-        if inputs is None or left <= 0:
+        if left <= 0:
             return
-        async for bundle in inputs:
+        [only] = inputs
+        async for bundle in only:
             head = bundle.head(left)
             left -= head.num_rows
-            self.counters.add_block(head.num_rows, head.metadata.num_bytes, head.metadata.schema)
-            await output.send(head)
+            await self._send(head, output)
             if left <= 0:
                 return
+
+
+class UnionOperator(_PassingOperator):
+    """Sends on what comes from several operators: as it comes, or, if order is preserved, one after the other."""
+
+    def __init__(self, name: str, on_sent: Callable[[], None], *, preserve_order: bool) -> None:
+        """Prepare."""
+        super().__init__(name, on_sent)
+        self._preserve_order = preserve_order
+
+    async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
+        """Send everything."""
+        if self._preserve_order:
+            for one in inputs:
+                await self._pass_on(one, output)
+            return
+        async with anyio.create_task_group() as group:
+            for one in inputs:
+                group.start_soon(self._pass_on, one, output)
+
+    async def _pass_on(self, inputs: Inputs, output: Output) -> None:
+        with cleared_frames():
+            async for bundle in inputs:
+                await self._send(bundle, output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Sequence
 
 from aiodata.bundle import RefBundle
 
@@ -19,7 +20,7 @@ class OutputOrder:
 
     def __init__(self, *, preserve: bool, max_jobs_ahead: int) -> None:
         """Expect job 0 first."""
-        self._preserve = preserve
+        self.preserves = preserve
         self._max_jobs_ahead = max_jobs_ahead
         self._held: defaultdict[int, list[RefBundle]] = defaultdict(list)
         self._finished: set[int] = set()
@@ -31,19 +32,19 @@ class OutputOrder:
         So what is held back for the head is bounded.
         """
         ahead = job - self.head
-        return not self._preserve or (ahead == 0 if is_rest else ahead < self._max_jobs_ahead)
+        return not self.preserves or (ahead == 0 if is_rest else ahead < self._max_jobs_ahead)
 
-    def add(self, job: int, bundle: RefBundle) -> list[RefBundle]:
+    def add(self, job: int, bundle: RefBundle) -> Sequence[RefBundle]:
         """Take a bundle of a job; return the bundles that may leave now."""
-        if not self._preserve or job == self.head:
-            return [bundle]
+        if not self.preserves or job == self.head:
+            return (bundle,)
         self._held[job].append(bundle)
-        return []
+        return ()
 
-    def finish(self, job: int) -> list[RefBundle]:
+    def finish(self, job: int) -> Sequence[RefBundle]:
         """Note that a job has no more bundles; return the bundles that may leave now."""
-        if not self._preserve:
-            return []
+        if not self.preserves:
+            return ()
         self._finished.add(job)
         released: list[RefBundle] = []
         while self.head in self._finished:

@@ -22,7 +22,10 @@ _TASK_BLOCKS = 4
 _BLOCK_S = 0.1
 _TASK_S = 1.0
 
-# Calls of a first task, whose speed is unknown.
+# No block is larger than this part of the run's byte budget, and no task's output much larger than twice as much.
+_BLOCKS_PER_BUDGET = 16
+
+# Calls of a first task, whose speed is unknown, for each that may be in flight.
 _FIRST_TASK_CALLS = 8
 _MAX_CALLS = 1 << 20
 
@@ -32,13 +35,20 @@ class Pacing:
 
     Args:
         target_block_bytes: The size that blocks grow to.
+        budget_bytes: The bytes of blocks that the run may keep.
         calls_user_code: Whether the stage runs functions of the user's at all.
+        calls_in_flight: How many calls of them a task makes at a time.
     """
 
-    def __init__(self, target_block_bytes: int, *, calls_user_code: bool) -> None:
+    def __init__(
+        self, target_block_bytes: int, budget_bytes: int, *, calls_user_code: bool, calls_in_flight: int = 1
+    ) -> None:
         """Know nothing yet."""
-        self._target_block_bytes = target_block_bytes
+        share_bytes = max(1, budget_bytes // _BLOCKS_PER_BUDGET)
+        self._target_block_bytes = min(target_block_bytes, share_bytes)
+        self._task_bytes = min(_TASK_BLOCKS * target_block_bytes, 2 * share_bytes)
         self._calls_user_code = calls_user_code
+        self._calls_in_flight = calls_in_flight
         self._calls = 0
         self._seconds = 0.0
 
@@ -50,7 +60,7 @@ class Pacing:
     def cuts(self, *, is_early: bool) -> Cuts:
         """Return the numbers for the next task; is it among the first of its run, whose blocks are waited for?"""
         target = self._target_block_bytes
-        first_block_calls, calls_per_block, task_calls = 1, _FIRST_TASK_CALLS, _FIRST_TASK_CALLS
+        first_block_calls, calls_per_block, task_calls = 1, _FIRST_TASK_CALLS, _FIRST_TASK_CALLS * self._calls_in_flight
         if not self._calls_user_code:
             calls_per_block = task_calls = _MAX_CALLS
         elif self._calls:
@@ -63,7 +73,7 @@ class Pacing:
             growth=_GROWTH,
             first_block_calls=first_block_calls,
             calls_per_block=calls_per_block,
-            task_bytes=_TASK_BLOCKS * target,
+            task_bytes=self._task_bytes,
             task_calls=task_calls,
         )
 

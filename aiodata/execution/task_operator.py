@@ -2,222 +2,271 @@
 
 from __future__ import annotations
 
+import logging
 from collections import deque
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from time import perf_counter
 
 import anyio
+import anyio.lowlevel
 import anyio.to_thread
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import Wakeup, cleared_frames
+from aiodata.errors import TaskError
+from aiodata.execution.budget import Expectation
+from aiodata.execution.context import RunContext
 from aiodata.execution.counters import OperatorCounters
-from aiodata.execution.operators import Inputs, Output
+from aiodata.execution.data_op_task import DataOpTask
+from aiodata.execution.jobs import JobQueue
+from aiodata.execution.operators import Inputs, Output, send
 from aiodata.execution.ordering import OutputOrder
 from aiodata.execution.pacing import Pacing
-from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Source
-from aiodata.plan.pieces import BlockPiece, Piece
-from aiodata.plan.transforms import Transform
-from aiodata.plan.work import Position, Work
-from aiodata.runtime.base import Runtime, Stage, Task, TaskState
+from aiodata.execution.workers import Workers
+from aiodata.plan.nodes import Resources, Source
+from aiodata.plan.optimize import MapStage, ReadStage
+from aiodata.plan.work import Cuts, OutputMetadata, TaskEnd, Work
+from aiodata.runtime.base import Task
 
-# Tasks in flight per CPU: while one computes, another's output is copied or its start is under way.
-_TASKS_PER_CPU = 2
+# Pairs whose metadata is fetched together, at most.
+_MAX_FETCHED_TOGETHER = 64
 
-# Bytes of files that one task is given to read, at most; a single piece may have more.
-_MAX_JOB_BYTES = 64 << 20
+# Small blocks that wait to become jobs, per task in flight, at most.
+_MAX_BLOCKS_PER_TASK = 16
 
+# The loop gets its turn at least this often, in seconds, however much there is to do.
+_TURN_S = 0.001
 
-@dataclass(frozen=True, slots=True)
-class Job:
-    """Pieces that wait for a task.
-
-    Attributes:
-        number: Its place in the order of the input.
-        pieces: What to read.
-        refs: The blocks that pieces stand for.
-        start: Where in the pieces to start.
-        is_rest: Whether an earlier task stopped before its end and left this.
-    """
-
-    number: int
-    pieces: tuple[Piece, ...]
-    refs: tuple[BlockRef, ...] = ()
-    start: Position = Position()
-    is_rest: bool = False
-
-    def rest(self, position: Position) -> Job:
-        """Return what is left from `position` on."""
-        start = replace(position, piece=0)
-        return Job(self.number, self.pieces[position.piece :], self.refs, start, is_rest=True)
+_logger = logging.getLogger("aiodata")
 
 
 class TaskOperator:
-    """Runs a stage's tasks on the runtime and sends on their blocks, as they come or in order.
+    """Runs a stage's tasks and sends on their blocks, as they come or in order.
 
-    New tasks start only while the outputs of those that run are taken, and a task ends when its allotment is spent;
-    so what is produced ahead of a slow consumer is bounded, and nobody holds a CPU to wait for it.
+    New tasks start only while the outputs of those that run are taken and the run's byte budget has room, and a task
+    ends when its allotment is spent; so what is produced ahead of a slow consumer is bounded, and nobody holds a CPU
+    to wait for it.
 
     Args:
-        name: The stage's name.
-        chain: What its tasks do with rows.
-        source: What its tasks read; None: the blocks that it is sent.
-        runtime: Where its tasks run.
-        options: The run's options.
+        stage: What its tasks do.
+        workers: What its tasks run on.
+        run: What it shares with the other operators of the run.
+        is_starving: Whether everything that comes after it has nothing to do.
     """
 
     def __init__(
-        self, name: str, chain: Sequence[Transform], source: Source | None, runtime: Runtime, options: ExecutionOptions
+        self,
+        stage: ReadStage | MapStage,
+        workers: Workers,
+        run: RunContext,
+        is_starving: Callable[[], bool],
     ) -> None:
         """Prepare."""
-        self.counters = OperatorCounters(name)
-        self._chain = chain
-        self._source = source
-        self._runtime = runtime
-        self._close_timeout_s = options.close_timeout_s
-        self._max_tasks = _TASKS_PER_CPU * runtime.num_cpus
+        self.counters = OperatorCounters(stage.name)
+        self._stage = stage
+        self._workers = workers
+        self._run = run
+        self._is_starving = is_starving
         self._pacing = Pacing(
-            options.target_block_bytes, calls_user_code=any(transform.calls_user_code for transform in chain)
+            run.options.target_block_bytes,
+            run.budget.limit_bytes,
+            calls_user_code=any(transform.calls_user_code for transform in stage.chain),
+            calls_in_flight=max((transform.calls_in_flight for transform in stage.chain), default=1),
         )
-        self._order = OutputOrder(preserve=options.preserve_order, max_jobs_ahead=self._max_tasks)
-        self._jobs: deque[Job] = deque()
+        self._expectation = Expectation()
+        self._order = OutputOrder(preserve=run.options.preserve_order, max_jobs_ahead=workers.max_tasks)
+        self._max_waiting_bytes = workers.max_tasks * run.options.target_block_bytes
+        self._jobs = JobQueue(self._order, run.options.target_block_bytes)
         self._jobs_complete = False
-        self._running: dict[Task, Job] = {}
-        self._rests: dict[Task, Position] = {}
-        # A dict serves as an ordered set: tasks are looked at in the order in which they became ready.
-        self._ready: dict[Task, None] = {}
+        self._running: dict[Task, DataOpTask] = {}
+        self._ready: deque[DataOpTask] = deque()
+        self._outputs: deque[RefBundle] = deque()
         self._wakeup = Wakeup()
         self._room = Wakeup()
+        self._warned = False
+        self._lane = run.prefetcher.lane(self._wakeup.set)
 
-    async def run(self, inputs: Inputs | None, output: Output) -> None:
+    @property
+    def is_idle(self) -> bool:
+        """Whether it has no job, no task, and no output that its receiver has not taken."""
+        return not (self._running or self._outputs or self._jobs)
+
+    async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Run tasks until the input is done; on the way out, whatever the reason, stop those that run."""
-        stage = await self._runtime.stage(self.counters.name, self._chain)
+        resources = Resources() if isinstance(self._stage, ReadStage) else self._stage.resources
+        stage = await self._run.runtime.stage(self._stage.name, self._stage.chain, resources)
         try:
             async with anyio.create_task_group() as group:
-                if self._source is not None:
-                    group.start_soon(self._plan_source, self._source)
-                elif inputs is not None:
-                    group.start_soon(self._take_inputs, inputs)
-                await self._drive(stage, output)
+                self._workers.open(stage, group, self._wakeup.set)
+                if isinstance(self._stage, ReadStage):
+                    group.start_soon(self._plan_source, self._stage.source)
+                for one in inputs:
+                    group.start_soon(self._take_inputs, one)
+                await self._drive(output)
+                group.cancel_scope.cancel()
         finally:
-            await self._stop_tasks()
+            await self._stop()
 
     async def _plan_source(self, source: Source) -> None:
         """Divide the source's pieces into jobs."""
-        num_tasks = self._max_tasks
+        num_tasks = self._workers.max_tasks
         pieces = await anyio.to_thread.run_sync(source.pieces, num_tasks, abandon_on_cancel=True)
-        for number, job in enumerate(divide(pieces, num_tasks)):
-            self._jobs.append(Job(number, job))
+        self._jobs.add_pieces(pieces, num_tasks)
         self._jobs_complete = True
         self._wakeup.set()
 
     async def _take_inputs(self, inputs: Inputs) -> None:
-        """Make each bundle a job, not many more than there is room to run."""
-        number = 0
-        async for bundle in inputs:
-            ref = bundle.ref
-            if isinstance(ref, InlineBlock):
-                ref = await self._runtime.put(ref.table)
-            piece = BlockPiece(0, bundle.start, bundle.stop, bundle.metadata.num_bytes, bundle.metadata.source)
-            self._jobs.append(Job(number, (piece,), (ref,)))
-            number += 1
-            self._wakeup.set()
-            while len(self._jobs) >= self._max_tasks:
-                await self._room.wait()
+        """Take blocks, not many more than there is room to run."""
+        with cleared_frames():
+            while (bundle := await _receive(inputs)) is not None:
+                self._jobs.add_bundle(await self._store(bundle) if isinstance(bundle.ref, InlineBlock) else bundle)
+                del bundle
+                self._wakeup.set()
+                while self._has_enough_waiting():
+                    await self._room.wait()
         self._jobs_complete = True
         self._wakeup.set()
 
-    async def _drive(self, stage: Stage, output: Output) -> None:
+    def _has_enough_waiting(self) -> bool:
+        has_many = self._jobs.num_bundles >= _MAX_BLOCKS_PER_TASK * self._workers.max_tasks
+        return has_many or self._jobs.num_bundle_bytes >= self._max_waiting_bytes
+
+    async def _store(self, bundle: RefBundle) -> RefBundle:
+        """Bring a block of this process to where tasks can get at it."""
+        ref = await self._run.runtime.put(bundle.ref.table)
+        if ref is bundle.ref:
+            return bundle
+        num_bytes = bundle.metadata.num_bytes
+        self._run.budget.add(num_bytes)
+        self._run.runtime.on_release(ref, partial(self._run.budget.remove, num_bytes))
+        return replace(bundle, ref=ref)
+
+    async def _drive(self, output: Output) -> None:
         """Start tasks, and send on what they produce, until there is nothing left to do."""
         while True:
-            self._launch(stage)
-            if self._jobs_complete and not self._running and not self._jobs:
+            self._launch()
+            if self._jobs_complete and self.is_idle:
                 return
             await self._wakeup.wait()
+            turn_ends = perf_counter() + _TURN_S
             while self._ready:
-                task = next(iter(self._ready))
-                del self._ready[task]
-                if task in self._running:
-                    await self._send_outputs(task, output)
+                self._ready.popleft().pull()
+                is_late = perf_counter() >= turn_ends
+                if self._ready and self._lane.num_new < _MAX_FETCHED_TOGETHER and not is_late:
+                    continue
+                await self._lane.flush()
+                await self._send_outputs(output)
+                if is_late:
+                    self._launch()
+                    await anyio.lowlevel.checkpoint()
+                    turn_ends = perf_counter() + _TURN_S
+            await self._send_outputs(output)
 
-    def _launch(self, stage: Stage) -> None:
-        while len(self._running) < self._max_tasks and (job := self._next_job()) is not None:
-            cuts = self._pacing.cuts(is_early=self.counters.tasks < self._runtime.num_cpus)
-            work = Work(job.pieces, cuts, job.start)
-            self._running[stage.submit(work, job.refs, self._on_ready)] = job
-            self.counters.tasks += 1
-            self._room.set()
-
-    def _next_job(self) -> Job | None:
-        for index, job in enumerate(self._jobs):
-            if self._order.may_start(job.number, is_rest=job.is_rest):
-                del self._jobs[index]
-                return job
-            if not job.is_rest:
-                return None
-        return None
-
-    def _on_ready(self, task: Task) -> None:
-        if task in self._running:
-            self._ready[task] = None
-            self._wakeup.set()
-
-    async def _send_outputs(self, task: Task, output: Output) -> None:
-        """Send on all that a task has ready, and see to its end if it has ended."""
-        number = self._running[task].number
-        while outputs := task.pull():
-            for ref, metadata in ((one.ref, one.metadata) for one in outputs):
-                self._pacing.observe(metadata)
-                self.counters.add(metadata)
-                if metadata.rest is not None:
-                    self._rests[task] = metadata.rest
-                if metadata.block.num_rows:
-                    for bundle in self._order.add(number, RefBundle.whole(ref, metadata.block)):
-                        await output.send(bundle)
-        if task.state is TaskState.FINISHED:
-            job = self._running.pop(task)
-            rest = self._rests.pop(task, None)
-            if rest is not None:
-                self._jobs.appendleft(job.rest(rest))
+    def _launch(self) -> None:
+        """Start tasks as long as there are jobs, workers and room in the byte budget."""
+        turn_ends = perf_counter() + _TURN_S
+        while self._jobs.may_take():
+            if not self._workers.num_free:
+                self._workers.want_more()
                 return
-            for bundle in self._order.finish(number):
-                await output.send(bundle)
+            if perf_counter() >= turn_ends:
+                self._wakeup.set()
+                return
+            cuts = self._pacing.cuts(is_early=self.counters.tasks < self._run.runtime.num_cpus)
+            expected_bytes = self._expectation.expected_bytes(cuts.task_bytes)
+            if not self._run.budget.fits(expected_bytes) and not self._is_next():
+                self._run.budget.refuse(self._wakeup.set)
+                return
+            self._start(cuts, expected_bytes)
 
-    async def _stop_tasks(self) -> None:
+    def _is_next(self) -> bool:
+        """Whether a task may start though the budget is spent: without it nothing would ever become free."""
+        return not self._running and not self._outputs and self._is_starving()
+
+    def _start(self, cuts: Cuts, expected_bytes: int) -> None:
+        job = self._jobs.take(self._workers.num_free)
+        task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, expected_bytes)
+        work = Work(job.pieces, cuts, job.start, self._run.skipped.num_left)
+        task.handle = self._workers.submit(work, job.refs, self._on_ready)
+        self._running[task.handle] = task
+        self.counters.tasks += 1
+        self._room.set()
+
+    async def _send_outputs(self, output: Output) -> None:
+        if not self._outputs:
+            return
+        while self._outputs:
+            await send(output, self._outputs[0])
+            self._outputs.popleft()
+        self._run.budget.tell_refused()
+
+    def _on_ready(self, handle: Task) -> None:
+        if (task := self._running.get(handle)) is not None:
+            self.on_pull_again(task)
+
+    def on_pull_again(self, task: DataOpTask) -> None:
+        """Pull a task in its turn."""
+        self._ready.append(task)
+        self._wakeup.set()
+
+    def on_output(self, task: DataOpTask, ref: BlockRef, metadata: OutputMetadata) -> None:
+        """Take a block; it is sent on in its turn."""
+        self._pacing.observe(metadata)
+        self.counters.add(metadata)
+        if metadata.block.num_rows:
+            self._outputs += self._order.add(task.job.number, RefBundle.whole(ref, metadata.block))
+
+    def on_lost(self, task: DataOpTask, error: Exception) -> None:
+        """Skip a block that was dropped, if that may be."""
+        lost = TaskError(self.counters.name, "a block that was lost", None, f"{type(error).__name__}: {error}")
+        lost.__cause__ = error
+        self._run.skipped.add(lost)
+
+    def on_unknown_size(self) -> None:
+        """Warn once: the byte budget lags behind."""
+        if not self._warned:
+            self._warned = True
+            _logger.warning("%s: sizes of blocks are known only from their metadata", self.counters.name)
+
+    def on_finished(self, task: DataOpTask, end: TaskEnd) -> None:
+        """Skip what failed, if that may be; then go on with what the task has left, or with the next job's outputs."""
+        assert task.handle is not None, "it was started"
+        del self._running[task.handle]
+        self._workers.release(task.handle, is_lost=end.is_worker_lost)
+        self._expectation.observe(task.produced_bytes)
+        for error in (*end.errors, *([end.error] if end.error is not None else ())):
+            self._run.skipped.add(error)
+        if end.rest is not None:
+            self._jobs.add_rest(task.job.rest(end.rest))
+        else:
+            self._outputs += self._order.finish(task.job.number)
+        self._wakeup.set()
+
+    async def _stop(self) -> None:
         """Cancel the tasks that run, then wait until they have stopped: shielded, and bounded."""
         running = list(self._running)
-        for held in (self._running, self._rests, self._ready, self._jobs):
+        for held in (self._running, self._ready, self._outputs, self._jobs, self._order, self._lane):
             held.clear()
-        self._order.clear()
-        if not running:
-            return
         for task in running:
             task.cancel()
-        with anyio.move_on_after(self._close_timeout_s, shield=True):
+        with anyio.move_on_after(self._run.options.close_timeout_s, shield=True):
             async with anyio.create_task_group() as group:
+                group.start_soon(self._workers.close)
                 while running:
                     group.start_soon(running.pop().wait_stopped)
 
 
-def divide(pieces: Sequence[Piece], num_tasks: int) -> list[tuple[Piece, ...]]:
-    """Divide pieces, in order, into jobs of about equal weight: at least `num_tasks`, if there are as many pieces.
-
-    Example:
-        Eight pieces of one weight and four tasks give four jobs of two pieces.
-    """
-    total = sum(piece.weight for piece in pieces)
-    target = min(total / num_tasks, _MAX_JOB_BYTES)
-    jobs: list[tuple[Piece, ...]] = []
-    job: list[Piece] = []
-    weight = 0
-    for index, piece in enumerate(pieces):
-        job.append(piece)
-        weight += piece.weight
-        must_leave_enough = len(pieces) - index - 1 <= num_tasks - len(jobs) - 1
-        if weight >= target or must_leave_enough:
-            jobs.append(tuple(job))
-            job, weight = [], 0
-    if job:
-        jobs.append(tuple(job))
-    return jobs
+async def _receive(inputs: Inputs) -> RefBundle | None:
+    """Return the next bundle, without a turn of the loop if it is there; None at the end."""
+    try:
+        return inputs.receive_nowait()
+    except anyio.WouldBlock:
+        pass
+    except anyio.EndOfStream:
+        return None
+    try:
+        return await inputs.receive()
+    except anyio.EndOfStream:
+        return None

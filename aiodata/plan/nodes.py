@@ -44,17 +44,45 @@ class Source(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class Resources:
+    """What a task or an actor takes while it runs; None: what the runtime gives by default.
+
+    Attributes:
+        num_cpus: CPUs.
+        num_gpus: GPUs.
+    """
+
+    num_cpus: float | None = None
+    num_gpus: float | None = None
+
+
+@dataclass(frozen=True, slots=True)
 class Read:
-    """Read a source; the first node of every plan."""
+    """Read a source."""
 
     source: Source
 
 
 @dataclass(frozen=True, slots=True)
+class Union:
+    """Let the rows of several plans through; in order, if order is preserved."""
+
+    plans: tuple[Plan, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Apply:
-    """Apply a transform to every block."""
+    """Apply a transform to every block.
+
+    Attributes:
+        transform: The transform.
+        resources: What a task or an actor that applies it takes.
+        workers: How many tasks, or actors (at least and at most), apply it at a time; None: as many as fit.
+    """
 
     transform: Transform
+    resources: Resources = Resources()
+    workers: tuple[int, int] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,13 +92,16 @@ class Limit:
     num_rows: int
 
 
+Step = Apply | Limit
+
+
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A source, and what is done to its rows, in order."""
+    """Where rows come from, and what is done to them, in order."""
 
-    read: Read
-    steps: tuple[Apply | Limit, ...] = ()
+    origin: Read | Union
+    steps: tuple[Step, ...] = ()
 
-    def then(self, step: Apply | Limit) -> Plan:
+    def then(self, step: Step) -> Plan:
         """Return the plan with one more step."""
-        return Plan(self.read, (*self.steps, step))
+        return Plan(self.origin, (*self.steps, step))

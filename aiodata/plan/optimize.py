@@ -1,7 +1,8 @@
 """From what was asked to how it is done: push down, then fuse into stages.
 
 - `select_columns` and `filter(expression)` right after a source become part of reading it, where it can do that.
-- Transforms that follow one another, and the source before them, become one stage: one task does them all.
+- Transforms that follow one another, and the source before them, become one stage: one task does them all. What needs
+  actors, resources or a number of workers of its own begins another stage.
 - A limit ends a stage; inside the stage before it, no task produces more rows than the limit asks for.
 """
 
@@ -9,7 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiodata.plan.nodes import Apply, Limit, Plan, Source
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Source, Step, Union
 from aiodata.plan.transforms import FilterRows, LimitRows, SelectColumns, Transform
 
 
@@ -25,12 +26,18 @@ class ReadStage:
         """Source and transforms, joined by arrows."""
         return " -> ".join([self.source.name, *(transform.name for transform in self.chain)])
 
+    @property
+    def note(self) -> str:
+        """Who does it."""
+        return "one task reads and transforms"
+
 
 @dataclass(frozen=True, slots=True)
 class InputStage:
     """Blocks that are stored already, passed on as they are."""
 
     source: Source
+    note: str = "blocks that are there already"
 
     @property
     def name(self) -> str:
@@ -40,14 +47,42 @@ class InputStage:
 
 @dataclass(frozen=True, slots=True)
 class MapStage:
-    """Tasks that transform blocks."""
+    """Tasks or actors that transform blocks.
+
+    Attributes:
+        chain: The transforms.
+        resources: What each task or actor takes.
+        workers: How many there are at a time; None: as many tasks as fit.
+    """
 
     chain: tuple[Transform, ...]
+    resources: Resources = Resources()
+    workers: tuple[int, int] | None = None
 
     @property
     def name(self) -> str:
         """The transforms, joined by arrows."""
         return " -> ".join(transform.name for transform in self.chain)
+
+    @property
+    def needs_actors(self) -> bool:
+        """Whether a transform has state that is built once."""
+        return any(transform.needs_actor for transform in self.chain)
+
+    @property
+    def note(self) -> str:
+        """Who does it, with what."""
+        kind = "actors" if self.needs_actors else "tasks"
+        count = f"up to as many {kind} as fit"
+        if self.workers is not None:
+            least, most = self.workers
+            count = f"{least} to {most} {kind}" if self.needs_actors and least < most else f"up to {most} {kind}"
+        takes = [
+            f"{amount:g} {unit}{'' if amount == 1 else 's'}"
+            for amount, unit in ((self.resources.num_cpus, "CPU"), (self.resources.num_gpus, "GPU"))
+            if amount is not None
+        ]
+        return f"{count}, {' and '.join(takes)} each" if takes else f"{count}, which transform blocks"
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +90,7 @@ class LimitStage:
     """Passes on so many rows, then ends everything before it."""
 
     num_rows: int
+    note: str = "narrows row ranges, then ends what is before it"
 
     @property
     def name(self) -> str:
@@ -62,38 +98,80 @@ class LimitStage:
         return f"limit({self.num_rows})"
 
 
-Stage = ReadStage | InputStage | MapStage | LimitStage
+@dataclass(frozen=True, slots=True)
+class UnionStage:
+    """Passes on the blocks of several chains of stages."""
+
+    branches: tuple[tuple[Stage, ...], ...]
+    note: str = "passes on the blocks of all that is above"
+
+    @property
+    def name(self) -> str:
+        """`union(<branches>)`."""
+        return f"union({len(self.branches)})"
+
+
+Stage = ReadStage | InputStage | MapStage | LimitStage | UnionStage
 
 
 def optimize(plan: Plan) -> tuple[Stage, ...]:
     """Return the stages that carry out a plan, in the order of the data."""
-    source, steps = push_down(plan)
-    is_stored = source.bundles() is not None
-    stages: list[Stage] = [InputStage(source)] if is_stored else []
-    chain: list[Transform] = []
-
-    def end_stage() -> None:
-        if not stages:
-            stages.append(ReadStage(source, tuple(chain)))
-        elif chain:
-            stages.append(MapStage(tuple(chain)))
-        chain.clear()
-
-    for step in steps:
-        if isinstance(step, Apply):
-            chain.append(step.transform)
-            continue
-        if chain or not stages:
-            chain.append(LimitRows(step.num_rows))
-        end_stage()
-        stages.append(LimitStage(step.num_rows))
-    end_stage()
-    return tuple(stages)
+    match plan.origin:
+        case Union(plans):
+            return _Fusing(UnionStage(tuple(optimize(branch) for branch in plans))).stages(plan.steps)
+        case Read():
+            source, steps = push_down(plan)
+            stored = InputStage(source) if source.bundles() is not None else None
+            return _Fusing(stored or ReadStage(source, ())).stages(steps)
 
 
-def push_down(plan: Plan) -> tuple[Source, tuple[Apply | Limit, ...]]:
-    """Let the source do what it can of the first steps; return it with the steps that are left."""
-    source = plan.read.source
+class _Fusing:
+    """Gathers steps into stages; the last stage takes what fuses with it."""
+
+    def __init__(self, first: Stage) -> None:
+        self._stages: list[Stage] = [first]
+
+    def stages(self, steps: tuple[Step, ...]) -> tuple[Stage, ...]:
+        for step in steps:
+            match step:
+                case Limit(num_rows):
+                    if isinstance(self._stages[-1], ReadStage | MapStage):
+                        self._extend(LimitRows(num_rows))
+                    self._stages.append(LimitStage(num_rows))
+                case Apply(transform, resources, workers):
+                    if self._fuses(step):
+                        self._extend(transform)
+                    else:
+                        self._stages.append(MapStage((transform,), resources, workers))
+        return tuple(self._stages)
+
+    def _fuses(self, step: Apply) -> bool:
+        """Whether a step can be done by the workers of the last stage."""
+        last = self._stages[-1]
+        if not step.transform.fuses or step.transform.needs_actor or step.workers is not None:
+            return False
+        match last:
+            case ReadStage():
+                return step.resources == Resources() and all(transform.fuses for transform in last.chain)
+            case MapStage():
+                is_light = not step.transform.calls_user_code
+                takes_same = step.resources == last.resources and last.workers is None and not last.needs_actors
+                return all(transform.fuses for transform in last.chain) and (takes_same or is_light)
+            case _:
+                return False
+
+    def _extend(self, transform: Transform) -> None:
+        match self._stages[-1]:
+            case ReadStage(source, chain):
+                self._stages[-1] = ReadStage(source, (*chain, transform))
+            case MapStage(chain, resources, workers):
+                self._stages[-1] = MapStage((*chain, transform), resources, workers)
+
+
+def push_down(plan: Plan) -> tuple[Source, tuple[Step, ...]]:
+    """Let the source of a plan that reads one do what it can of the first steps; return it with the steps left."""
+    assert isinstance(plan.origin, Read)
+    source = plan.origin.source
     for index, step in enumerate(plan.steps):
         match step:
             case Apply(SelectColumns(columns=columns)):
@@ -109,18 +187,22 @@ def push_down(plan: Plan) -> tuple[Source, tuple[Apply | Limit, ...]]:
 
 
 def explain(plan: Plan) -> str:
-    """Show how a plan is carried out, one stage a line.
+    """Show how a plan is carried out, one stage a line; what a union takes is above it, indented.
 
     Example:
         read_parquet(flights) -> map_batches(clean)    one task reads and transforms
-        limit(10)                                      narrows row ranges, ends what is before it
+        limit(10)                                      narrows row ranges, then ends what is before it
     """
-    notes = {
-        ReadStage: "one task reads and transforms",
-        InputStage: "blocks that are there already",
-        MapStage: "one task per block",
-        LimitStage: "narrows row ranges, then ends what is before it",
-    }
-    stages = optimize(plan)
-    width = max(len(stage.name) for stage in stages)
-    return "\n".join(f"{stage.name:<{width}}    {notes[type(stage)]}" for stage in stages)
+    lines = list(_lines(optimize(plan), 0))
+    width = max(len(name) for name, _ in lines)
+    return "\n".join(f"{name:<{width}}    {note}" for name, note in lines)
+
+
+def _lines(stages: tuple[Stage, ...], depth: int) -> list[tuple[str, str]]:
+    lines: list[tuple[str, str]] = []
+    for stage in stages:
+        if isinstance(stage, UnionStage):
+            for branch in stage.branches:
+                lines += _lines(branch, depth + 1)
+        lines.append(("  " * depth + stage.name, stage.note))
+    return lines

@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef
+from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 
@@ -27,19 +28,6 @@ class Pair:
 
     ref: BlockRef
     metadata: MetadataRef
-
-
-@dataclass(frozen=True, slots=True)
-class Resources:
-    """What a task or an actor takes while it runs; None: what the runtime gives by default.
-
-    Attributes:
-        num_cpus: CPUs.
-        num_gpus: GPUs.
-    """
-
-    num_cpus: float | None = None
-    num_gpus: float | None = None
 
 
 class Task(Protocol):

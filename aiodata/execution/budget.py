@@ -1,0 +1,85 @@
+"""ByteBudget: how many bytes of blocks a run may keep alive; no I/O.
+
+Counted are the blocks that are there, until their last reference anywhere is gone, and what running tasks are expected
+to add. A task may start if both stay within the limit together with what it is expected to produce itself. Whoever is
+refused is told when something has changed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from aiodata.stats import BudgetStats
+
+# An expectation falls by this factor from task to task, so that one large task does not count for ever.
+_DECAY = 0.9
+
+
+class ByteBudget:
+    """Counts the bytes of a run's blocks.
+
+    Args:
+        limit_bytes: How many there may be.
+    """
+
+    def __init__(self, limit_bytes: int) -> None:
+        """Nothing is there."""
+        self.limit_bytes = limit_bytes
+        self.live_bytes = 0
+        self.peak_live_bytes = 0
+        self.expected_bytes = 0
+        self._refused: dict[Callable[[], None], None] = {}
+
+    def fits(self, num_bytes: int) -> bool:
+        """Whether there is room for so many bytes more."""
+        return self.live_bytes + self.expected_bytes + num_bytes <= self.limit_bytes
+
+    def expect(self, num_bytes: int) -> None:
+        """Count bytes that a task is expected to produce, or, below zero, count them no more."""
+        self.expected_bytes += num_bytes
+        if num_bytes < 0:
+            self.tell_refused()
+
+    def add(self, num_bytes: int) -> None:
+        """Count a block that is there."""
+        self.live_bytes += num_bytes
+        self.peak_live_bytes = max(self.peak_live_bytes, self.live_bytes)
+
+    def remove(self, num_bytes: int) -> None:
+        """Count a block no more: its last reference is gone."""
+        self.live_bytes -= num_bytes
+        self.tell_refused()
+
+    def refuse(self, tell: Callable[[], None]) -> None:
+        """Remember whom to tell, once, when it may be worth asking again."""
+        self._refused[tell] = None
+
+    def tell_refused(self) -> None:
+        """Have all who were refused ask again."""
+        if self._refused:
+            refused, self._refused = self._refused, {}
+            for tell in refused:
+                tell()
+
+    def stats(self) -> BudgetStats:
+        """Return a snapshot."""
+        return BudgetStats(self.limit_bytes, self.live_bytes, self.peak_live_bytes)
+
+
+class Expectation:
+    """How many bytes an operator's next task will produce: a moving maximum of what its tasks have produced.
+
+    A maximum, because a mean would be exceeded by every other task.
+    """
+
+    def __init__(self) -> None:
+        """Know nothing."""
+        self._bytes: float | None = None
+
+    def observe(self, num_bytes: int) -> None:
+        """Learn from a task that has ended."""
+        self._bytes = num_bytes if self._bytes is None else max(num_bytes, _DECAY * self._bytes)
+
+    def expected_bytes(self, allotment_bytes: int) -> int:
+        """Return the expectation; without any, what a task is allotted."""
+        return allotment_bytes if self._bytes is None else int(self._bytes)

@@ -1,0 +1,146 @@
+"""DataOpTask: a running task, as its operator sees it."""
+
+from __future__ import annotations
+
+import enum
+from collections import deque
+from functools import partial
+from typing import Protocol
+
+from aiodata.bundle import BlockRef
+from aiodata.execution.budget import ByteBudget
+from aiodata.execution.jobs import Job
+from aiodata.execution.metadata import Lane
+from aiodata.plan.work import OutputMetadata, TaskEnd
+from aiodata.runtime.base import Outcome, Pair, Runtime, Task
+
+
+class DataOpTaskState(enum.Enum):
+    """A task's life.
+
+    `ACTIVE`: pairs may surface. `DRAINED`: its end has surfaced, while pairs before it wait for their metadata.
+    `FINISHED`: all of them have been emitted.
+    """
+
+    ACTIVE = enum.auto()
+    DRAINED = enum.auto()
+    FINISHED = enum.auto()
+
+
+class TaskOwner(Protocol):
+    """The operator that a task belongs to."""
+
+    def on_output(self, task: DataOpTask, ref: BlockRef, metadata: OutputMetadata) -> None:
+        """Take a block."""
+
+    def on_pull_again(self, task: DataOpTask) -> None:
+        """Take note that the task has no pairs waiting any more, and may be pulled again."""
+
+    def on_lost(self, task: DataOpTask, error: Exception) -> None:
+        """Take note that a block's metadata can not be had, so that the block was dropped."""
+
+    def on_unknown_size(self) -> None:
+        """Take note that a block's size was not known when it surfaced."""
+
+    def on_finished(self, task: DataOpTask, end: TaskEnd) -> None:
+        """See to the end of the task; called once, after its last pair has been emitted."""
+
+
+class DataOpTask:
+    """Pulls a task's pairs, has their metadata fetched, and counts their bytes.
+
+    Args:
+        owner: Who gets its outputs.
+        job: What it does.
+        lane: Where its pairs wait for their metadata.
+        runtime: Where it runs.
+        budget: What its bytes are counted in.
+        expected_bytes: How many bytes it is expected to produce.
+    """
+
+    __slots__ = (
+        "_budget",
+        "_charged",
+        "_expected_bytes",
+        "_lane",
+        "_num_waiting",
+        "_owner",
+        "_runtime",
+        "handle",
+        "job",
+        "produced_bytes",
+        "state",
+    )
+
+    def __init__(
+        self, owner: TaskOwner, job: Job, lane: Lane, runtime: Runtime, budget: ByteBudget, expected_bytes: int
+    ) -> None:
+        """Count what is expected of it."""
+        self.job = job
+        self.state = DataOpTaskState.ACTIVE
+        self.produced_bytes = 0
+        self.handle: Task | None = None
+        self._owner = owner
+        self._lane = lane
+        self._runtime = runtime
+        self._budget = budget
+        self._num_waiting = 0
+        self._charged: deque[int | None] = deque()
+        self._expected_bytes = expected_bytes
+        budget.expect(expected_bytes)
+
+    def pull(self) -> None:
+        """Submit every pair that has surfaced; nothing, while pairs of this task wait for their metadata."""
+        if self._num_waiting or self.state is not DataOpTaskState.ACTIVE or self.handle is None:
+            return
+        pairs = self.handle.pull()
+        self._num_waiting = len(pairs)
+        for pair in pairs:
+            self._charge(self._runtime.size_of(pair.ref))
+            self._lane.submit(self, pair)
+
+    def emit(self, pair: Pair, outcome: Outcome) -> None:
+        """Take a pair and what became of its metadata."""
+        self._num_waiting -= 1
+        num_bytes = self._charged.popleft()
+        if isinstance(outcome, OutputMetadata):
+            if num_bytes is None:
+                num_bytes = outcome.block.num_bytes
+                self._owner.on_unknown_size()
+                self._charge(num_bytes)
+                self._charged.pop()
+            self._runtime.on_release(pair.ref, partial(self._budget.remove, num_bytes))
+            self._owner.on_output(self, pair.ref, outcome)
+        else:
+            self._uncharge(num_bytes)
+            if isinstance(outcome, TaskEnd):
+                self.drain()
+                self.state = DataOpTaskState.FINISHED
+                self._owner.on_finished(self, outcome)
+                return
+            assert outcome is not None, "a pair is emitted when it has an outcome"
+            self._owner.on_lost(self, outcome)
+        if not self._num_waiting:
+            self._owner.on_pull_again(self)
+
+    def drain(self) -> None:
+        """Expect nothing more of it: its end has surfaced."""
+        if self.state is DataOpTaskState.ACTIVE:
+            self.state = DataOpTaskState.DRAINED
+            self._budget.expect(-self._expected_bytes)
+            self._expected_bytes = 0
+
+    def _charge(self, num_bytes: int | None) -> None:
+        """Count a block's bytes; they are not expected any more. None: its metadata will say how many they are."""
+        self._charged.append(num_bytes)
+        if num_bytes is not None:
+            self.produced_bytes += num_bytes
+            self._budget.add(num_bytes)
+            was_expected = min(num_bytes, self._expected_bytes)
+            self._expected_bytes -= was_expected
+            self._budget.expected_bytes -= was_expected
+
+    def _uncharge(self, num_bytes: int | None) -> None:
+        if num_bytes is not None:
+            self.produced_bytes -= num_bytes
+            self._budget.remove(num_bytes)

@@ -1,0 +1,157 @@
+"""Jobs: what waits for a task, and in which order it may start; no I/O."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from aiodata.bundle import BlockRef, RefBundle
+from aiodata.execution.ordering import OutputOrder
+from aiodata.plan.pieces import BlockPiece, Piece
+from aiodata.plan.work import Position
+
+# Bytes of files that one task is given to read, at most; a single piece may have more.
+_MAX_JOB_BYTES = 64 << 20
+
+# Blocks that one task is given, at most; each is an argument, which has to be resolved before the task starts.
+_MAX_JOB_BLOCKS = 32
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Pieces that wait for a task.
+
+    Attributes:
+        number: Its place in the order of the input.
+        pieces: What to read.
+        refs: The blocks that pieces stand for: one for each of them, or none.
+        start: Where in the pieces to start.
+    """
+
+    number: int
+    pieces: tuple[Piece, ...]
+    refs: tuple[BlockRef, ...] = ()
+    start: Position = Position()
+
+    def rest(self, position: Position) -> Job:
+        """Return what is left from `position` on."""
+        done = position.piece
+        pieces = self.pieces[done:]
+        if self.refs:
+            pieces = tuple(replace(piece, index=index) for index, piece in enumerate(pieces))  # type: ignore[type-var]
+        return Job(self.number, pieces, self.refs[done:], replace(position, piece=0))
+
+
+class JobQueue:
+    """Hands out the jobs of an operator: parts of its source, or of what it is sent, and the rests of earlier jobs.
+
+    Args:
+        order: Which jobs may start.
+        max_job_bytes: Bytes of blocks that one job takes together, at most; a single block may have more.
+    """
+
+    def __init__(self, order: OutputOrder, max_job_bytes: int) -> None:
+        """Nothing waits."""
+        self._order = order
+        self._max_job_bytes = max_job_bytes
+        self._jobs: deque[Job] = deque()
+        self._rests: dict[int, Job] = {}
+        self._bundles: deque[RefBundle] = deque()
+        self._num_numbered = 0
+        self.num_bundle_bytes = 0
+
+    def __len__(self) -> int:
+        """Jobs, and blocks that are not part of a job yet."""
+        return len(self._jobs) + len(self._rests) + len(self._bundles)
+
+    @property
+    def num_bundles(self) -> int:
+        """Blocks that are not part of a job yet."""
+        return len(self._bundles)
+
+    def add_pieces(self, pieces: Sequence[Piece], num_tasks: int) -> None:
+        """Divide a source's pieces into jobs."""
+        for part in divide(pieces, num_tasks):
+            self._jobs.append(Job(self._next_number(), part))
+
+    def add_bundle(self, bundle: RefBundle) -> None:
+        """Add a block."""
+        self._bundles.append(bundle)
+        self.num_bundle_bytes += bundle.metadata.num_bytes
+
+    def add_rest(self, job: Job) -> None:
+        """Add what an earlier task has left; it comes before what has not begun."""
+        self._rests[job.number] = job
+
+    def may_take(self) -> bool:
+        """Whether there is a job that may start."""
+        return self._startable_rest() is not None or (
+            bool(self._jobs or self._bundles) and self._order.may_start(self._first_new_number(), is_rest=False)
+        )
+
+    def take(self, num_free: int) -> Job:
+        """Return the next job, after `may_take`; blocks are shared out evenly among `num_free` tasks."""
+        if (number := self._startable_rest()) is not None:
+            return self._rests.pop(number)
+        if self._jobs:
+            return self._jobs.popleft()
+        return self._gather(min(-(-len(self._bundles) // num_free), _MAX_JOB_BLOCKS))
+
+    def clear(self) -> None:
+        """Let go of everything."""
+        self._jobs.clear()
+        self._rests.clear()
+        self._bundles.clear()
+
+    def _startable_rest(self) -> int | None:
+        if not self._rests:
+            return None
+        if self._order.preserves:
+            return self._order.head if self._order.head in self._rests else None
+        return next(iter(self._rests))
+
+    def _first_new_number(self) -> int:
+        return self._jobs[0].number if self._jobs else self._num_numbered
+
+    def _gather(self, max_blocks: int) -> Job:
+        pieces: list[Piece] = []
+        refs: list[BlockRef] = []
+        num_bytes = 0
+        while self._bundles and len(pieces) < max_blocks:
+            block = self._bundles[0].metadata
+            if pieces and num_bytes + block.num_bytes > self._max_job_bytes:
+                break
+            bundle = self._bundles.popleft()
+            num_bytes += block.num_bytes
+            pieces.append(BlockPiece(len(pieces), bundle.start, bundle.stop, block.num_bytes, block.source))
+            refs.append(bundle.ref)
+        self.num_bundle_bytes -= num_bytes
+        return Job(self._next_number(), tuple(pieces), tuple(refs))
+
+    def _next_number(self) -> int:
+        self._num_numbered += 1
+        return self._num_numbered - 1
+
+
+def divide(pieces: Sequence[Piece], num_tasks: int) -> list[tuple[Piece, ...]]:
+    """Divide pieces, in order, into jobs of about equal weight: at least `num_tasks`, if there are as many pieces.
+
+    Example:
+        Eight pieces of one weight and four tasks give four jobs of two pieces.
+    """
+    total = sum(piece.weight for piece in pieces)
+    target = min(total / num_tasks, _MAX_JOB_BYTES)
+    jobs: list[tuple[Piece, ...]] = []
+    job: list[Piece] = []
+    weight = 0
+    for index, piece in enumerate(pieces):
+        job.append(piece)
+        weight += piece.weight
+        must_leave_enough = len(pieces) - index - 1 <= num_tasks - len(jobs) - 1
+        if weight >= target or must_leave_enough:
+            jobs.append(tuple(job))
+            job, weight = [], 0
+    if job:
+        jobs.append(tuple(job))
+    return jobs

@@ -1,0 +1,132 @@
+"""MetadataPrefetcher: brings the metadata of blocks to their operators, in order, without ever waiting for it.
+
+What tasks produce surfaces as pairs: a block, and a reference to its metadata. Pairs are submitted to their operator's
+lane, their metadata is fetched in batches as far as it is there, and each pair is emitted when its own metadata and
+that of all pairs before it in the lane has come. What is not there yet is waited for in the executor's task group; so
+a reference that is stuck, on a node that has trouble, delays no other operator.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+import anyio
+
+from aiodata.concurrency import cleared_frames
+from aiodata.runtime.base import Outcome, Pair
+
+FetchReady = Callable[[Sequence[Pair]], list[Outcome]]
+Fetch = Callable[[Pair], Awaitable[Outcome]]
+
+
+class PairOwner(Protocol):
+    """Who submitted a pair."""
+
+    def emit(self, pair: Pair, outcome: Outcome) -> None:
+        """Take a pair and what became of its metadata: never None."""
+
+
+class _Entry:
+    """A pair on its way through a lane; without an outcome as long as its metadata is under way."""
+
+    __slots__ = ("outcome", "owner", "pair")
+
+    def __init__(self, owner: PairOwner, pair: Pair) -> None:
+        self.owner = owner
+        self.pair = pair
+        self.outcome: Outcome = None
+
+
+class MetadataPrefetcher:
+    """Fetches metadata for the lanes of all operators of a run.
+
+    Args:
+        fetch_ready: Returns what is there of the metadata of pairs, without waiting.
+        fetch: Waits for the metadata of a pair.
+        is_inline: Whether each pair's metadata is fetched, and waited for, on its own: prefetching is switched off.
+    """
+
+    def __init__(self, fetch_ready: FetchReady, fetch: Fetch, *, is_inline: bool = False) -> None:
+        """Nothing is under way."""
+        self.fetch_ready = fetch_ready
+        self.is_inline = is_inline
+        self._fetch = fetch
+        self.group = anyio.create_task_group()
+
+    def lane(self, on_emitted: Callable[[], None]) -> Lane:
+        """Return an operator's lane; `on_emitted` is called when pairs were emitted that had to be waited for."""
+        return Lane(self, on_emitted)
+
+    async def wait_for(self, entry: _Entry) -> None:
+        """Wait for an entry's metadata; a failure is an outcome, too."""
+        with cleared_frames():
+            try:
+                entry.outcome = await self._fetch(entry.pair)
+            except Exception as error:  # noqa: BLE001 - the operator decides what it means.
+                entry.outcome = error
+
+    def start_waiting(self, lane: Lane, entry: _Entry) -> None:
+        """Wait for an entry's metadata in the background, then emit what can be."""
+        self.group.start_soon(lane.emit_later, entry, name="metadata")
+
+
+class Lane:
+    """The pairs of one operator, in the order in which they were submitted."""
+
+    def __init__(self, prefetcher: MetadataPrefetcher, on_emitted: Callable[[], None]) -> None:
+        """Nothing is on its way."""
+        self._prefetcher = prefetcher
+        self._on_emitted = on_emitted
+        self._new: list[_Entry] = []
+        self._waiting: deque[_Entry] = deque()
+
+    @property
+    def num_new(self) -> int:
+        """Pairs that `flush` has not seen."""
+        return len(self._new)
+
+    def submit(self, owner: PairOwner, pair: Pair) -> None:
+        """Add a pair; it is emitted by a `flush`, or when its metadata comes."""
+        self._new.append(_Entry(owner, pair))
+
+    async def flush(self) -> None:
+        """Fetch the metadata of the pairs that are new, and emit what can be; waits only if prefetching is off."""
+        new, self._new = self._new, []
+        if self._prefetcher.is_inline:
+            await self._flush_inline(new)
+            return
+        outcomes = self._prefetcher.fetch_ready([entry.pair for entry in new])
+        for entry, outcome in zip(new, outcomes, strict=True):
+            if outcome is not None and not self._waiting:
+                entry.owner.emit(entry.pair, outcome)
+                continue
+            entry.outcome = outcome
+            self._waiting.append(entry)
+            if outcome is None:
+                self._prefetcher.start_waiting(self, entry)
+
+    async def emit_later(self, entry: _Entry) -> None:
+        """Wait for an entry's metadata, then emit all that this lets go."""
+        await self._prefetcher.wait_for(entry)
+        emitted = False
+        while self._waiting and self._waiting[0].outcome is not None:
+            first = self._waiting.popleft()
+            first.owner.emit(first.pair, first.outcome)
+            emitted = True
+        if emitted:
+            self._on_emitted()
+
+    async def _flush_inline(self, new: list[_Entry]) -> None:
+        for entry in new:
+            [outcome] = self._prefetcher.fetch_ready([entry.pair])
+            if outcome is None:
+                await self._prefetcher.wait_for(entry)
+                outcome = entry.outcome
+            entry.owner.emit(entry.pair, outcome)
+
+    def clear(self) -> None:
+        """Let go of the pairs that are on their way."""
+        self._new.clear()
+        self._waiting.clear()

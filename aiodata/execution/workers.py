@@ -1,0 +1,215 @@
+"""Workers: what an operator's tasks run on, either whatever the runtime has free, or a pool of actors."""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+from anyio.abc import TaskGroup
+
+from aiodata.bundle import BlockRef
+from aiodata.plan.work import Work
+from aiodata.runtime.base import Actor, OnReady, Stage, Task
+
+# Tasks in flight per CPU, and per actor: while one computes, another's output is copied or its start is under way.
+TASKS_PER_CPU = 2
+_TASKS_PER_ACTOR = 2
+
+# How long an actor beyond the least number may have nothing to do before it is stopped, in seconds.
+_IDLE_S = 5.0
+
+
+class Workers(Protocol):
+    """Where an operator's tasks run."""
+
+    @property
+    def max_tasks(self) -> int:
+        """Tasks in flight, at most."""
+
+    @property
+    def num_free(self) -> int:
+        """Tasks that can be submitted now."""
+
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> Task:
+        """Start a task, where `num_free` is not 0."""
+
+    def release(self, task: Task, *, is_lost: bool = False) -> None:
+        """Take note that a task has ended, maybe because its worker is lost; repeats are harmless."""
+
+    def want_more(self) -> None:
+        """Take note that more tasks could be started than there are workers."""
+
+    def open(self, stage: Stage, group: TaskGroup, on_change: Callable[[], None]) -> None:
+        """Prepare; `on_change` is called when tasks can be submitted that could not before."""
+
+    async def close(self) -> None:
+        """Stop what was started."""
+
+
+class TaskWorkers:
+    """Tasks that the runtime starts where it has room.
+
+    Args:
+        max_tasks: How many may be in flight.
+    """
+
+    def __init__(self, max_tasks: int) -> None:
+        """Nothing runs."""
+        self._stages: list[Stage] = []
+        self._running: set[Task] = set()
+        self.max_tasks = max_tasks
+
+    @property
+    def num_free(self) -> int:
+        """Tasks that can be submitted now."""
+        return self.max_tasks - len(self._running)
+
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> Task:
+        """Start a task."""
+        task = self._stages[0].submit(work, refs, on_ready)
+        self._running.add(task)
+        return task
+
+    def release(self, task: Task, *, is_lost: bool = False) -> None:
+        """Take note that a task has ended."""
+        self._running.discard(task)
+
+    def want_more(self) -> None:
+        """Do nothing: the runtime has no more."""
+
+    def open(self, stage: Stage, group: TaskGroup, on_change: Callable[[], None]) -> None:
+        """Take the stage that starts them."""
+        self._stages.append(stage)
+
+    async def close(self) -> None:
+        """Do nothing: the operator cancels its tasks."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Opened:
+    stage: Stage
+    group: TaskGroup
+    on_change: Callable[[], None]
+
+
+class ActorPool:
+    """Actors, between a least and a greatest number; each task goes to the one with the fewest.
+
+    Args:
+        least: How many are started at once.
+        most: How many there may be.
+        close_timeout_s: How long closing may take, in seconds.
+    """
+
+    def __init__(self, least: int, most: int, close_timeout_s: float) -> None:
+        """Start nothing yet."""
+        self._least = least
+        self._most = most
+        self._close_timeout_s = close_timeout_s
+        # Actors that can take a task, by the number that they have: always the fewest first, without a search.
+        self._by_load: list[OrderedDict[Actor, None]] = [OrderedDict() for _ in range(_TASKS_PER_ACTOR)]
+        self._loads: dict[Actor, int] = {}
+        self._actors: dict[Task, Actor] = {}
+        self._starting: set[Actor] = set()
+        self._idle_since: dict[Actor, float] = {}
+        self._stopped: list[Actor] = []
+        self._opened: _Opened | None = None
+        self.max_tasks = most * _TASKS_PER_ACTOR
+
+    @property
+    def num_actors(self) -> int:
+        """Actors that run or are starting."""
+        return len(self._loads) + len(self._starting)
+
+    @property
+    def num_free(self) -> int:
+        """Tasks that can be submitted now."""
+        return sum(
+            len(actors) * (_TASKS_PER_ACTOR - load) for load, actors in enumerate(self._by_load)
+        )
+
+    def open(self, stage: Stage, group: TaskGroup, on_change: Callable[[], None]) -> None:
+        """Start the least number; they are taken into use as they become ready."""
+        self._opened = _Opened(stage, group, on_change)
+        for _ in range(self._least):
+            self._start()
+
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> Task:
+        """Start a task on the actor that has the fewest."""
+        load, actors = next((load, actors) for load, actors in enumerate(self._by_load) if actors)
+        actor, _ = actors.popitem(last=False)
+        task = actor.submit(work, refs, on_ready)
+        self._actors[task] = actor
+        self._idle_since.pop(actor, None)
+        self._put(actor, load + 1)
+        return task
+
+    def release(self, task: Task, *, is_lost: bool = False) -> None:
+        """Take note that a task has ended; a lost actor is replaced."""
+        actor = self._actors.pop(task, None)
+        if actor is None or actor not in self._loads:
+            return
+        load = self._loads[actor]
+        if load < _TASKS_PER_ACTOR:
+            del self._by_load[load][actor]
+        if is_lost:
+            self._drop(actor)
+            self._start()
+            return
+        self._put(actor, load - 1)
+        if load == 1 and self.num_actors > self._least and self._opened is not None:
+            self._idle_since[actor] = anyio.current_time()
+            self._opened.group.start_soon(self._stop_if_idle, actor)
+
+    def want_more(self) -> None:
+        """Start one more, unless one is starting or there are as many as there may be."""
+        if not self._starting and self.num_actors < self._most:
+            self._start()
+
+    async def close(self) -> None:
+        """Stop all actors, and wait until they are gone: shielded, and bounded."""
+        for actor in [*self._starting, *self._loads]:
+            self._drop(actor)
+        self._actors.clear()
+        with anyio.move_on_after(self._close_timeout_s, shield=True):
+            async with anyio.create_task_group() as group:
+                while self._stopped:
+                    group.start_soon(self._stopped.pop().wait_stopped)
+
+    def _start(self) -> None:
+        assert self._opened is not None, "the pool is open"
+        actor = self._opened.stage.start_actor()
+        self._starting.add(actor)
+        self._opened.group.start_soon(self._take_into_use, actor, self._opened.on_change)
+
+    async def _take_into_use(self, actor: Actor, on_change: Callable[[], None]) -> None:
+        await actor.wait_ready()
+        if actor in self._starting:
+            self._starting.remove(actor)
+            self._put(actor, 0)
+            on_change()
+
+    def _put(self, actor: Actor, load: int) -> None:
+        self._loads[actor] = load
+        if load < _TASKS_PER_ACTOR:
+            self._by_load[load][actor] = None
+
+    def _drop(self, actor: Actor) -> None:
+        self._starting.discard(actor)
+        load = self._loads.pop(actor, None)
+        if load is not None and load < _TASKS_PER_ACTOR:
+            self._by_load[load].pop(actor, None)
+        self._idle_since.pop(actor, None)
+        actor.stop()
+        self._stopped.append(actor)
+
+    async def _stop_if_idle(self, actor: Actor) -> None:
+        since = self._idle_since.get(actor, math.inf)
+        await anyio.sleep(_IDLE_S)
+        if self._idle_since.get(actor) == since and self.num_actors > self._least:
+            self._drop(actor)
+

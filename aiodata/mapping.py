@@ -1,0 +1,79 @@
+"""From the arguments of `map_batches` to a step of a plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from aiodata.errors import OptionError
+from aiodata.formats import get_format
+from aiodata.options import at_least
+from aiodata.plan.nodes import Apply, Resources
+from aiodata.plan.transforms import MapBatches
+
+Concurrency = int | tuple[int, int] | None
+
+
+def map_step(
+    fn: Callable[..., Any],
+    *,
+    batch_size: int | None,
+    batch_format: str,
+    concurrency: Concurrency,
+    num_cpus: float | None,
+    num_gpus: float | None,
+    fn_args: Sequence[Any],
+    fn_kwargs: Mapping[str, Any] | None,
+    fn_constructor_args: Sequence[Any],
+    fn_constructor_kwargs: Mapping[str, Any] | None,
+) -> Apply:
+    """Return the step that calls `fn` with batches; see `Dataset.map_batches`.
+
+    Raises:
+        OptionError: An argument has a value that can not work.
+    """
+    if not callable(fn):
+        raise OptionError(f"fn={fn!r} must be a function, or a class whose instances can be called")
+    at_least("batch_size", batch_size, 1, optional=True)
+    get_format(batch_format)
+    transform = MapBatches(
+        fn,
+        batch_size,
+        batch_format,
+        tuple(fn_args),
+        dict(fn_kwargs or {}),
+        tuple(fn_constructor_args),
+        dict(fn_constructor_kwargs or {}),
+    )
+    if (fn_constructor_args or fn_constructor_kwargs) and not transform.needs_actor:
+        raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
+    resources = Resources(_amount("num_cpus", num_cpus), _amount("num_gpus", num_gpus))
+    workers = _workers(concurrency)
+    if transform.needs_actor:
+        return Apply(transform, resources, workers)
+    if isinstance(concurrency, tuple):
+        raise OptionError(f"concurrency={concurrency!r} must be an integer: only a class has a pool to scale")
+    if transform.is_async:
+        at_once = {} if concurrency is None else {"concurrency": concurrency}
+        return Apply(replace(transform, **at_once), resources)
+    return Apply(transform, resources, workers)
+
+
+def _workers(concurrency: Concurrency) -> tuple[int, int] | None:
+    if concurrency is None:
+        return None
+    least, most = concurrency if isinstance(concurrency, tuple) and len(concurrency) == 2 else (concurrency,) * 2
+    is_number = all(isinstance(one, int) and not isinstance(one, bool) for one in (least, most))
+    if not is_number or not 1 <= least <= most:  # type: ignore[operator]
+        raise OptionError(f"concurrency={concurrency!r} must be an integer of at least 1, or (least, most) of them")
+    return least, most  # type: ignore[return-value]
+
+
+def _amount(name: str, value: float | None) -> float | None:
+    """Check an amount of a resource."""
+    if value is None:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
+        raise OptionError(f"{name}={value!r} must be a number of at least 0, or None")
+    return float(value)
