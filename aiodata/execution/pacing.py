@@ -14,8 +14,9 @@ from aiodata.plan.work import Cuts, OutputMetadata
 _FIRST_BLOCK_BYTES = 1 << 20
 _GROWTH = 8
 
-# How many blocks of the target size a task may produce before it makes way for others.
+# What a task may produce before it makes way for others: so many blocks of the target size, and at least so much.
 _TASK_BLOCKS = 4
+_TASK_BYTES = 64 << 20
 
 # Seconds of user code per block and per task: a slow function's rows arrive this often, and its CPU is free for
 # another run this often.
@@ -46,7 +47,7 @@ class Pacing:
         """Know nothing yet."""
         share_bytes = max(1, budget_bytes // _BLOCKS_PER_BUDGET)
         self._target_block_bytes = min(target_block_bytes, share_bytes)
-        self._task_bytes = min(_TASK_BLOCKS * target_block_bytes, 2 * share_bytes)
+        self._task_bytes = min(max(_TASK_BLOCKS * target_block_bytes, _TASK_BYTES), 2 * share_bytes)
         self._calls_user_code = calls_user_code
         self._calls_in_flight = calls_in_flight
         self._calls = 0

@@ -17,6 +17,9 @@ _ORDER = (
     "blocking_trainer",
     "early_exit",
     "loop_lag",
+    "metadata",
+    "worker_scaling",
+    "slow_consumer",
 )
 
 
