@@ -462,11 +462,18 @@ async def test_failure_of_a_coroutine_that_a_plain_function_returns_is_one_of_th
         await anext(iterate(blocks(1), batch_size=SIZE, collate_fn=lambda batch: calls.function(batch)))
 
 
-async def test_failure_names_all_blocks_of_a_batch() -> None:
+async def test_failure_names_all_of_a_few_blocks_of_a_batch() -> None:
     calls = Calls()
     calls.errors[2] = ZeroDivisionError()
     with pytest.raises(TaskError, match=r"batch 1 \(block 1, block 2\), rows 20-34: ZeroDivisionError"):
         await drain(iterate(FakeFeed([15, 15, 5]), batch_size=20, collate_fn=calls.function))
+
+
+async def test_failure_names_the_first_and_the_last_of_many_blocks_and_counts_them() -> None:
+    calls = Calls()
+    calls.errors[6] = ZeroDivisionError()
+    with pytest.raises(TaskError, match=r"batch 1 \(12 sources, from block 12 to block 23\), rows 60-119: Zero"):
+        await drain(iterate(FakeFeed([5] * 30), batch_size=60, collate_fn=calls.function))
 
 
 @BOTH_ORDERS
