@@ -3,35 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from aiodata.batching.consumer import Consumer
-from aiodata.batching.feed import LocalFeed
-from aiodata.batching.options import BatchOptions
-from aiodata.batching.pipeline import BundlePipeline, make_pipeline
-from aiodata.batching.torch_batches import torch_options
+from aiodata.batching.feed import Feed, LocalFeed
 from aiodata.block import concat_blocks
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
-from aiodata.iterator import Batches
+from aiodata.iteration import IterationVerbs
 from aiodata.mapping import map_step
 from aiodata.options import ExecutionOptions, at_least
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
-from aiodata.rows import Rows
 from aiodata.sources.memory import StoredSource
-
 
 # All blocks of a dataset that is materialized are kept, so a budget for them would only make tasks wait in vain.
 _UNBOUNDED_BYTES = 1 << 62
 
 
-class Dataset:
+class Dataset(IterationVerbs):
     """A recipe for a stream of rows: where they come from and what is done to them.
 
     Nothing is read before it is iterated. Every method returns a new Dataset; a Dataset can be iterated any number of
@@ -187,165 +182,6 @@ class Dataset:
         """
         return Dataset(self._plan, self._options.override(**options))
 
-    def aiter_batches(
-        self,
-        *,
-        batch_size: int | None = 256,
-        batch_format: str = "numpy",
-        prefetch_batches: int = 2,
-        max_prefetch_bytes: int | None = None,
-        drop_last: bool = False,
-        local_shuffle_buffer_size: int | None = None,
-        local_shuffle_seed: int | None = None,
-        collate_fn: Callable[[Any], Any] | None = None,
-        collate_workers: int | None = None,
-        finalize_fn: Callable[[Any], Any] | None = None,
-        prefetch_to_device: int = 1,
-    ) -> Batches:
-        """Return the batches, for `async for`.
-
-        Args:
-            batch_size: Rows per batch: exactly that many, the last batch excepted. None: whole blocks.
-            batch_format: `"numpy"` (a dict of arrays, zero-copy and read-only where the layout allows), `"pyarrow"`
-                (a Table), `"pandas"` or `"polars"` (a DataFrame), `"torch"` (a dict of CPU tensors, copied, writable).
-            prefetch_batches: Batches whose rows are fetched ahead of the one in use; one block is ahead in any case.
-            max_prefetch_bytes: Bytes of blocks that are held beside the block in use, at most; a slice of a block
-                counts as all of it. A shuffle buffer, which has a size of its own, comes on top. None: no limit.
-            drop_last: Whether to drop a last batch that is not full.
-            local_shuffle_buffer_size: Rows that each batch is drawn from at random, at least; up to twice as many
-                are held. None: no shuffling.
-            local_shuffle_seed: The same seed gives the same order, and another one in each pass over the returned
-                `Batches`. It implies `preserve_order`. None: a random order.
-            collate_fn: What makes a batch of a batch; it may return anything. A function runs in worker threads, an
-                `async def` on the event loop. Without `preserve_order` a batch that is finished passes slower ones.
-            collate_workers: Calls of `collate_fn` at a time; twice as many batches are in flight at most. None:
-                `prefetch_batches`, but 4 at most and 1 at least.
-            finalize_fn: What makes the final batch, for example on a device, called for one batch at a time, as late
-                as `prefetch_to_device` allows; a function runs in a worker thread, an `async def` on the event loop.
-            prefetch_to_device: Finalized batches that wait beside the one in use, at most; 0: a batch is finalized when
-                it is asked for.
-
-        Returns:
-            Batches: each `async for` over it is one full pass.
-
-        Raises:
-            OptionError: An argument has a value that can not work.
-
-        Example:
-            >>> import asyncio, aiodata
-            >>> async def main():
-            ...     async for batch in aiodata.range(5, num_blocks=1).aiter_batches(batch_size=2, drop_last=True):
-            ...         print(batch["id"])
-            >>> asyncio.run(main())
-            [0 1]
-            [2 3]
-        """
-        batching = BatchOptions(
-            batch_size=batch_size,
-            batch_format=batch_format,
-            prefetch_batches=prefetch_batches,
-            max_prefetch_bytes=max_prefetch_bytes,
-            drop_last=drop_last,
-            local_shuffle_buffer_size=local_shuffle_buffer_size,
-            local_shuffle_seed=local_shuffle_seed,
-            collate_fn=collate_fn,
-            collate_workers=collate_workers,
-            finalize_fn=finalize_fn,
-            prefetch_to_device=prefetch_to_device,
-        )
-        return self._batches(batching)
-
-    def aiter_torch_batches(
-        self,
-        *,
-        batch_size: int | None = 256,
-        dtypes: Any = None,
-        device: Any = "auto",
-        pin_memory: bool = False,
-        prefetch_batches: int = 2,
-        max_prefetch_bytes: int | None = None,
-        drop_last: bool = False,
-        local_shuffle_buffer_size: int | None = None,
-        local_shuffle_seed: int | None = None,
-        collate_fn: Callable[[Any], Any] | None = None,
-        collate_workers: int | None = None,
-        prefetch_to_device: int = 1,
-    ) -> Batches:
-        """Return batches of torch tensors on a device, for `async for`: dicts of tensors of shape `(rows, ...)`.
-
-        The tensors are copies of the data: they are writable, and writing to them changes nothing else.
-
-        Args:
-            batch_size: Rows per batch, as in `aiter_batches`.
-            dtypes: A `torch.dtype` for all columns, or a dict of them by column; None: as the data is.
-            device: Where the tensors go: `"auto"` (the current CUDA device if there is one, else the CPU), or anything
-                that `torch.device` takes. The copy to a device is non-blocking, and made ahead of need.
-            pin_memory: Whether tensors go through page-locked memory, from which copies to a CUDA device overlap with
-                computing; without CUDA it changes nothing.
-            prefetch_batches: As in `aiter_batches`.
-            max_prefetch_bytes: As in `aiter_batches`; it does not count what is on a device.
-            drop_last: As in `aiter_batches`.
-            local_shuffle_buffer_size: As in `aiter_batches`.
-            local_shuffle_seed: As in `aiter_batches`.
-            collate_fn: What makes tensors of a batch in the `"numpy"` format; its arrays are read-only: copy them, as
-                `torch.tensor` does. Every tensor in the dicts, lists and tuples it returns is pinned and moved.
-            collate_workers: As in `aiter_batches`.
-            prefetch_to_device: Batches on the device beside the one in use, at most.
-
-        Raises:
-            OptionError: An argument has a value that can not work, or torch is not installed.
-
-        Example:
-            ```python
-            async for batch in ds.aiter_torch_batches(batch_size=1024, dtypes=torch.float32, device="cuda"):
-                loss = model(batch["x"])
-            ```
-        """
-        return self._batches(
-            torch_options(
-                batch_size=batch_size,
-                dtypes=dtypes,
-                device=device,
-                pin_memory=pin_memory,
-                prefetch_batches=prefetch_batches,
-                max_prefetch_bytes=max_prefetch_bytes,
-                drop_last=drop_last,
-                local_shuffle_buffer_size=local_shuffle_buffer_size,
-                local_shuffle_seed=local_shuffle_seed,
-                collate_fn=collate_fn,
-                collate_workers=collate_workers,
-                prefetch_to_device=prefetch_to_device,
-            )
-        )
-
-    def aiter_rows(self) -> Rows:
-        """Return the rows as dicts of Python values, for `async for`.
-
-        Example:
-            >>> import asyncio, aiodata
-            >>> async def main():
-            ...     return [row["id"] async for row in aiodata.range(3, num_blocks=1).aiter_rows()]
-            >>> asyncio.run(main())
-            [0, 1, 2]
-        """
-        return Rows(self.aiter_batches(batch_format="pyarrow"))
-
-    def aiter_bundles(self) -> Batches:
-        """Return references to the blocks, for `async for`: each a `RefBundle`; nothing is fetched.
-
-        Example:
-            >>> import asyncio, aiodata
-            >>> async def main():
-            ...     return [bundle.num_rows async for bundle in aiodata.range(6, num_blocks=2).aiter_bundles()]
-            >>> asyncio.run(main())
-            [3, 3]
-        """
-
-        def open_pass(epoch: int) -> Consumer:
-            return Consumer(LocalFeed(self._plan, self._options), BundlePipeline(), self._options, epoch)
-
-        return Batches(open_pass, "bundles")
-
     async def materialize(self) -> Dataset:
         """Run the dataset once, in source order, and return its blocks as a dataset, whose passes run no task for them.
 
@@ -434,20 +270,9 @@ class Dataset:
             blocks = [block async for block in batches]
         return concat_blocks(blocks) if blocks else (await self.schema()).empty_table()
 
-    def _batches(self, batching: BatchOptions) -> Batches:
-        options = self._options
-        if batching.is_order_asked_for:
-            options = options.override(preserve_order=True)
-        # Drawn once, so that the passes of one `Batches` differ by their number alone.
-        batching = batching.with_seed()
-
-        def open_pass(epoch: int) -> Consumer:
-            pipeline = make_pipeline(
-                batching, epoch=epoch, is_ordered=options.preserve_order, grace_s=options.close_timeout_s
-            )
-            return Consumer(LocalFeed(self._plan, options), pipeline, options, epoch)
-
-        return Batches(open_pass, f"{batching}")
+    def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:
+        options = self._options.override(preserve_order=True) if in_order else self._options
+        return partial(LocalFeed, self._plan, options), options
 
     def _then(self, step: Apply | Limit) -> Dataset:
         return Dataset(self._plan.then(step), self._options)

@@ -9,15 +9,13 @@ from typing import Any, Self
 import anyio.lowlevel
 import pyarrow as pa
 
+from aiodata.batching.consumer import YIELD_EVERY_S
 from aiodata.errors import TaskError
 from aiodata.iterator import Batches, BatchIterator
 from aiodata.stats import IterationStats
 
 # Values that are turned into Python objects in one go: a fraction of a millisecond.
 _VALUES_PER_STRETCH = 1024
-
-# A consumer that never waits lets the loop run this often, in seconds.
-_YIELD_EVERY_S = 0.0005
 
 
 class Rows:
@@ -92,7 +90,7 @@ class RowIterator:
                 raise StopAsyncIteration
             if perf_counter() >= self._yield_at:
                 await anyio.lowlevel.checkpoint()
-                self._yield_at = perf_counter() + _YIELD_EVERY_S
+                self._yield_at = perf_counter() + YIELD_EVERY_S
             while (row := next(self._rows, None)) is None:
                 if self._table is None or self._position >= self._table.num_rows:
                     self._table = await anext(self._batches)

@@ -127,6 +127,31 @@ def aiodata_contenders(
     )
 
 
+def ray_data_contender(
+    measure: Callable[[], Mapping[str, float]],
+    settings: str = "iter_batches",
+    *,
+    variant: str = "",
+    warms_itself: bool = False,
+) -> Contender:
+    """Describe Ray Data.
+
+    Args:
+        measure: As in `Contender`.
+        settings: Its settings, in a few words.
+        variant: What sets it apart from others of the scenario, for its name.
+        warms_itself: As in `Contender`.
+    """
+    return Contender(
+        f"ray_data_{variant}" if variant else "ray_data",
+        f"Ray Data, {settings}",
+        ("ray", "pandas"),
+        measure,
+        on_cluster=True,
+        warms_itself=warms_itself,
+    )
+
+
 @dataclass(frozen=True, slots=True)
 class Scenario:
     """Describe one comparison.

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks.data import SHAPE, ensure_parquet
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow.dataset as pads
     import ray.data
 
@@ -36,6 +37,11 @@ def parquet_folder() -> str:
     return str(ensure_parquet())
 
 
+def parquet_paths() -> list[str]:
+    """Return the paths of the files."""
+    return sorted(str(path) for path in ensure_parquet().glob("*.parquet"))
+
+
 def aiodata_parquet(runtime: str) -> aiodata.Dataset:
     """Open the files in aiodata, on one of its runtimes."""
     import aiodata
@@ -48,6 +54,15 @@ def arrow_parquet() -> pads.Dataset:
     import pyarrow.dataset as pads
 
     return pads.dataset(parquet_folder(), format="parquet")
+
+
+def duckdb_parquet() -> duckdb.DuckDBPyRelation:
+    """Open the files in duckdb, for rows in any order."""
+    import duckdb
+
+    connection = duckdb.connect()
+    connection.execute("SET preserve_insertion_order = false")
+    return connection.sql(f"SELECT * FROM read_parquet('{parquet_folder()}/*.parquet')")
 
 
 def quiet_ray_data() -> None:

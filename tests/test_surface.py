@@ -46,9 +46,11 @@ def public_callables() -> Iterator[tuple[str, Any]]:
         yield name, thing
         if not inspect.isclass(thing):
             continue
-        for attribute, value in vars(thing).items():
-            if not attribute.startswith("_") and (callable(value) or isinstance(value, property)):
-                yield f"{name}.{attribute}", value
+        owners = [owner for owner in thing.__mro__ if owner.__module__.startswith("aiodata.")]
+        for owner in owners:
+            for attribute, value in vars(owner).items():
+                if not attribute.startswith("_") and (callable(value) or isinstance(value, property)):
+                    yield f"{name}.{attribute}", value
 
 
 def test_public_names_are_these() -> None:

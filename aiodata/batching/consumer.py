@@ -24,7 +24,7 @@ from aiodata.options import ExecutionOptions
 from aiodata.stats import IterationStats
 
 # A consumer that never waits lets the loop run this often, in seconds.
-_YIELD_EVERY_S = 0.0005
+YIELD_EVERY_S = 0.0005
 
 # A consumer that holds the loop for so long between two batches, in seconds, lets it have so many turns for the next
 # one: what is behind it then goes on as far as it can. A turn in which nothing happens costs some microseconds.
@@ -129,7 +129,7 @@ class Consumer:
         finally:
             self._waiting = False
             if self._phase is Phase.RUNNING and not self._supervisor.error:
-                self._fast_until = perf_counter() + _YIELD_EVERY_S
+                self._fast_until = perf_counter() + YIELD_EVERY_S
 
     async def aclose(self) -> None:
         """End the run and wait for that, shielded and bounded; idempotent."""

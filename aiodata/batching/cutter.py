@@ -35,6 +35,9 @@ _SHUFFLE_IN_THREAD_ROWS = 20_000
 # A remainder of at most so many bytes is copied rather than that it pins its block.
 _SMALL_BYTES = 1 << 20
 
+# So many sources of a batch are all named in an error message; of more, the first and the last.
+_MAX_NAMED_SOURCES = 3
+
 
 class Signal(enum.Enum):
     """What a stage answers where it has no batch: `PENDING`, not yet; `END`, never again."""
@@ -207,9 +210,12 @@ class Cutter:
             self._spans.popleft()
 
     def source(self, start: int, stop: int) -> str:
-        """Say where rows of the pass came from that were not handed over yet."""
-        names = dict.fromkeys(span.source for span in self._spans if span.start < stop and start < span.stop)
-        return ", ".join(name for name in names if name)
+        """Say where rows of the pass that were not handed over yet came from."""
+        spans = (span for span in self._spans if span.start < stop and start < span.stop)
+        names = list(dict.fromkeys(span.source for span in spans if span.source))
+        if len(names) > _MAX_NAMED_SOURCES:
+            return f"{len(names)} sources, from {names[0]} to {names[-1]}"
+        return ", ".join(names)
 
     def close(self) -> None:
         """Let go of everything; `rows` stays."""

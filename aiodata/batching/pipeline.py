@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any, Protocol
 
 import anyio
@@ -10,7 +11,7 @@ import anyio
 from aiodata.batching.cutter import Cutter, Item, Signal
 from aiodata.batching.feed import BundleSource
 from aiodata.batching.options import BatchOptions
-from aiodata.batching.stages import AheadStage, Caller, CollateStage, FinalizeStage, Stage
+from aiodata.batching.stages import AheadStage, Caller, CollateStage, NextItem, Stage
 from aiodata.batching.window import FetchWindow
 from aiodata.bundle import RefBundle
 from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
@@ -76,7 +77,8 @@ class DirectPipeline:
         """Prepare."""
         self.window = _make_window(options)
         self._cutter = Cutter(options, self.window, epoch=epoch, grace_s=grace_s, is_direct=True)
-        self._ahead = AheadStage(self._cutter, self._fail, max_ahead=max(1, options.prefetch_batches))
+        cut_in_thread = partial(self._cutter.next_item, in_thread=True)
+        self._ahead = AheadStage(cut_in_thread, None, self._fail, max_ahead=max(1, options.prefetch_batches))
         self._is_ahead = False
         self._decided = anyio.Event()
         self._cutting_s = 0.0
@@ -213,14 +215,14 @@ class StagedPipeline:
 
     def _make_stages(self, options: BatchOptions, *, is_ordered: bool, grace_s: float) -> Sequence[Stage]:
         stages: list[Stage] = []
-        next_item: Callable[[], Awaitable[Item | Signal]] = self._cutter.next_item
+        next_item: NextItem = self._cutter.next_item
         if options.collate_fn is not None:
             call = Caller("collate_fn", options.collate_fn, self._cutter, grace_s=grace_s)
-            stages.append(CollateStage(self._cutter, call, self._fail, workers=options.workers, is_ordered=is_ordered))
+            stages.append(CollateStage(next_item, call, self._fail, workers=options.workers, is_ordered=is_ordered))
             next_item = stages[-1].next
         if options.finalize_fn is not None:
             call = Caller("finalize_fn", options.finalize_fn, self._cutter, grace_s=grace_s)
-            stages.append(FinalizeStage(next_item, call, self._fail, max_ahead=options.prefetch_to_device))
+            stages.append(AheadStage(next_item, call, self._fail, max_ahead=options.prefetch_to_device))
         return stages
 
     def _fail(self, error: TaskError) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+from abc import ABC, abstractmethod
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import anyio
+from anyio.abc import TaskGroup
 
 from aiodata.batching.cutter import Cutter, Item, Signal
 from aiodata.batching.reorder import ReorderBuffer
@@ -21,33 +23,13 @@ from aiodata.plan.transforms import describe
 # Calls a user's function with a batch, and returns the batch that comes of it.
 CallWithItem = Callable[[Item], Awaitable[Item]]
 
+# Returns the next batch, or `END`.
+NextItem = Callable[[], Awaitable[Item | Signal]]
+
 Fail = Callable[[TaskError], None]
 
 # Batches that are collated, or wait after it, for each worker.
 _IN_FLIGHT_PER_WORKER = 2
-
-
-class Stage(Protocol):
-    """Makes batches ahead of whoever takes them."""
-
-    @property
-    def is_complete(self) -> bool:
-        """Whether it has made all its batches."""
-
-    async def run(self) -> None:
-        """Make batches until there are no more."""
-
-    def take(self) -> Item | Signal:
-        """Return the next batch, or `PENDING`."""
-
-    async def next(self) -> Item | Signal:
-        """Return the next batch, or `END`; cancelled, it takes nothing."""
-
-    def end(self) -> None:
-        """Say that nothing follows, for whatever reason."""
-
-    def close(self) -> None:
-        """Let go of every batch."""
 
 
 class Outlet:
@@ -116,86 +98,121 @@ class Outlet:
         self.end()
 
 
-class AheadStage:
-    """Cuts batches ahead in a worker thread, for a consumer that holds the event loop meanwhile.
+class Stage(ABC):
+    """Makes batches ahead of whoever takes them, each as soon as there is room for it.
 
     Args:
-        cutter: Cuts the batches.
-        fail: Told if one can not be cut.
-        max_ahead: Batches that may wait.
+        next_item: Returns the next batch of those that the stage starts from, or `END`.
+        fail: Told of the first batch that can not be made; that ends the stage, and all else.
+        is_ordered: Whether batches leave in the order of their numbers.
+
+    Attributes:
+        take, next, end, close: Those of the outlet where the batches are left.
+        is_complete: Whether it has made all its batches.
     """
 
-    def __init__(self, cutter: Cutter, fail: Fail, *, max_ahead: int) -> None:
+    def __init__(self, next_item: NextItem, fail: Fail, *, is_ordered: bool) -> None:
         """Prepare."""
-        self._cutter = cutter
+        self._next_item = next_item
         self._fail = fail
-        self._max_ahead = max_ahead
-        self._outlet = Outlet(is_ordered=False)
+        self._outlet = Outlet(is_ordered=is_ordered)
         self.take, self.next = self._outlet.take, self._outlet.next
         self.end, self.close = self._outlet.end, self._outlet.close
         self.is_complete = False
 
+    @abstractmethod
     async def run(self) -> None:
-        """Cut until the cutter's end."""
-        with cleared_frames():
-            while True:
-                while len(self._outlet) >= self._max_ahead:
-                    await self._outlet.demand.wait()
-                try:
-                    item = await self._cutter.next_item(in_thread=True)
-                except TaskError as error:
-                    self._fail(error)
-                    return
+        """Make batches until there are no more."""
+
+    @abstractmethod
+    def _has_room(self) -> bool:
+        """Whether another batch may be begun."""
+
+    async def _begin_all(self, begin: Callable[[Item], Awaitable[None]]) -> bool:
+        """Begin to make every batch; return False where that fails."""
+        while True:
+            while not self._has_room():
+                await self._outlet.demand.wait()
+            try:
+                item = await self._next_item()
                 if isinstance(item, Signal):
-                    break
-                self._outlet.put(item)
-                del item
-        self.is_complete = True
-        self.end()
+                    return True
+                # Nothing here may keep the batch: its place is free as soon as the consumer has taken it.
+                try:
+                    await begin(item)
+                finally:
+                    del item  # Also where it is cancelled, whose traceback keeps this frame.
+            except TaskError as error:
+                self._fail(error)
+                return False
 
 
-class CollateStage:
+class AheadStage(Stage):
+    """Makes one batch at a time, and only so far ahead as there is room.
+
+    A batch is not even begun before there is a place for it. So at any time there are at most `max_ahead` finished
+    batches beside the one in the consumer's hands; with 0, a batch is made when it is asked for.
+
+    Args:
+        next_item: Returns the next batch, or `END`.
+        call: Calls the user's function with a batch. None: batches are finished as they come.
+        fail: Told of the first failure; it ends the stage, and all else.
+        max_ahead: Finished batches that may wait.
+    """
+
+    def __init__(self, next_item: NextItem, call: CallWithItem | None, fail: Fail, *, max_ahead: int) -> None:
+        """Prepare."""
+        super().__init__(next_item, fail, is_ordered=False)
+        self._max_ahead = max_ahead
+        self._call = call
+
+    async def run(self) -> None:
+        """Make one batch after the other."""
+        with cleared_frames():
+            if await self._begin_all(self._make):
+                self.is_complete = True
+                self.end()
+
+    async def _make(self, item: Item) -> None:
+        try:
+            self._outlet.put(item if self._call is None else await self._call(item))
+        finally:
+            del item  # A cancellation's traceback keeps this frame.
+
+    def _has_room(self) -> bool:
+        return len(self._outlet) < max(self._max_ahead, int(self._outlet.is_asked))
+
+
+class CollateStage(Stage):
     """Calls the collate function for several batches at a time.
 
     Args:
-        cutter: Where the batches come from.
+        next_item: Returns the next batch, or `END`.
         call: Calls the user's function with a batch.
         fail: Told of the first call that fails; it ends the stage, and all else.
         workers: Calls at a time; twice as many batches are in flight at most, those that wait included.
         is_ordered: Whether a batch waits for those before it.
     """
 
-    def __init__(self, cutter: Cutter, call: CallWithItem, fail: Fail, *, workers: int, is_ordered: bool) -> None:
+    def __init__(self, next_item: NextItem, call: CallWithItem, fail: Fail, *, workers: int, is_ordered: bool) -> None:
         """Prepare."""
-        self._cutter = cutter
+        super().__init__(next_item, fail, is_ordered=is_ordered)
         self._call = call
-        self._fail = fail
         self._workers = workers
         self._running = 0
         self._has_failed = False
-        self._outlet = Outlet(is_ordered=is_ordered)
-        self.take, self.next = self._outlet.take, self._outlet.next
-        self.end, self.close = self._outlet.end, self._outlet.close
-        self.is_complete = False
 
     async def run(self) -> None:
-        """Collate until the cutter's end."""
+        """Collate until there are no more batches."""
         async with anyio.create_task_group() as group:
-            while True:
-                while not self._has_room():
-                    await self._outlet.demand.wait()
-                try:
-                    item = await self._cutter.next_item()
-                except TaskError as error:
-                    self._fail(error)
-                    return
-                if isinstance(item, Signal):
-                    break
-                self._running += 1
-                group.start_soon(self._collate, item, name=f"collate batch {item.number}")
-                del item
+            if not await self._begin_all(partial(self._start, group)):
+                return
         self.is_complete = not group.cancel_scope.cancel_called
         self.end()
+
+    async def _start(self, group: TaskGroup, item: Item) -> None:
+        self._running += 1
+        group.start_soon(self._collate, item, name=f"collate batch {item.number}")
 
     async def _collate(self, item: Item) -> None:
         if self._has_failed:  # In this very turn of the loop, so that the cancellation is still on its way.
@@ -214,60 +231,6 @@ class CollateStage:
     def _has_room(self) -> bool:
         in_flight = self._running + len(self._outlet)
         return self._running < self._workers and in_flight < self._workers * _IN_FLIGHT_PER_WORKER
-
-
-class FinalizeStage:
-    """Calls the finalize function for one batch at a time, and only so far ahead as the device has room.
-
-    A batch is not even begun before there is a place for it. So at any time there are at most `max_ahead` finalized
-    batches beside the one in the consumer's hands; with 0, a batch is finalized when it is asked for.
-
-    Args:
-        next_item: Returns the next batch, or `END`.
-        call: Calls the user's function with a batch.
-        fail: Told of the first call that fails; it ends the stage, and all else.
-        max_ahead: Finalized batches that may wait.
-    """
-
-    def __init__(
-        self, next_item: Callable[[], Awaitable[Item | Signal]], call: CallWithItem, fail: Fail, *, max_ahead: int
-    ) -> None:
-        """Prepare."""
-        self._next_item = next_item
-        self._call = call
-        self._fail = fail
-        self._max_ahead = max_ahead
-        self._outlet = Outlet(is_ordered=False)
-        self.take, self.next = self._outlet.take, self._outlet.next
-        self.end, self.close = self._outlet.end, self._outlet.close
-        self.is_complete = False
-
-    async def run(self) -> None:
-        """Finalize until there are no more batches."""
-        with cleared_frames():
-            while True:
-                while not self._has_room():
-                    await self._outlet.demand.wait()
-                try:
-                    item = await self._next_item()
-                except TaskError as error:
-                    self._fail(error)
-                    return
-                if isinstance(item, Signal):
-                    break
-                # Nothing here may keep the batch: its place is free as soon as the consumer has taken it.
-                try:
-                    self._outlet.put(await self._call(item))
-                except TaskError as error:
-                    self._fail(error)
-                    return
-                finally:
-                    del item  # Also where it is cancelled, whose traceback keeps this frame.
-        self.is_complete = True
-        self.end()
-
-    def _has_room(self) -> bool:
-        return len(self._outlet) < max(self._max_ahead, int(self._outlet.is_asked))
 
 
 class Caller:

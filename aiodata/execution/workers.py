@@ -128,9 +128,7 @@ class ActorPool:
     @property
     def num_free(self) -> int:
         """Tasks that can be submitted now."""
-        return sum(
-            len(actors) * (_TASKS_PER_ACTOR - load) for load, actors in enumerate(self._by_load)
-        )
+        return sum(len(actors) * (_TASKS_PER_ACTOR - load) for load, actors in enumerate(self._by_load))
 
     def open(self, stage: Stage, group: TaskGroup, on_change: Callable[[], None]) -> None:
         """Start the least number; they are taken into use as they become ready."""
@@ -212,4 +210,3 @@ class ActorPool:
         await anyio.sleep(_IDLE_S)
         if self._idle_since.get(actor) == since and self.num_actors > self._least:
             self._drop(actor)
-

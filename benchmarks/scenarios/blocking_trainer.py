@@ -19,13 +19,12 @@ from __future__ import annotations
 
 import time
 from functools import cache, partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import event_loop
 from benchmarks.figures import percentile
-from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, at_most
-from benchmarks.sources import NUM_ROWS, NUMERIC_COLUMNS, aiodata_parquet, parquet_folder, ray_data_parquet
+from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, at_most, ray_data_contender
+from benchmarks.sources import NUM_ROWS, NUMERIC_COLUMNS, aiodata_parquet, parquet_paths, ray_data_parquet
 from benchmarks.stamps import Stamps, Timing
 
 if TYPE_CHECKING:
@@ -136,9 +135,8 @@ def _torch_dataloader() -> torch.utils.data.DataLoader[Any]:
 
     from benchmarks.file_shares import FileShares
 
-    paths = sorted(str(path) for path in Path(parquet_folder()).glob("*.parquet"))
     return torch.utils.data.DataLoader(
-        FileShares(paths, _BATCH_ROWS, NUMERIC_COLUMNS),
+        FileShares(parquet_paths(), _BATCH_ROWS, NUMERIC_COLUMNS),
         batch_size=None,
         collate_fn=_to_tensors,
         num_workers=_NUM_TORCH_WORKERS,
@@ -166,14 +164,7 @@ SCENARIO = Scenario(
     baseline="ray_data",
     contenders=(
         *aiodata_contenders(_aiodata, warms_itself=True),
-        Contender(
-            "ray_data",
-            "Ray Data, iter_batches",
-            ("ray", "pandas"),
-            partial(_pull, _ray_data),
-            on_cluster=True,
-            warms_itself=True,
-        ),
+        ray_data_contender(partial(_pull, _ray_data), warms_itself=True),
         Contender(
             "torch",
             "torch DataLoader, 2 workers",

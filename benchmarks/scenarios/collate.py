@@ -47,6 +47,7 @@ from benchmarks.model import (
     Metric,
     Scenario,
     aiodata_contenders,
+    ray_data_contender,
     times_as_fast,
     times_as_long,
 )
@@ -211,13 +212,7 @@ def _contenders(variant: str, *, is_ordered: bool) -> tuple[Contender, ...]:
     in_words = variant and f", {variant}"
     return (
         *aiodata_contenders(partial(_aiodata, is_ordered=is_ordered), variant=variant),
-        Contender(
-            f"ray_data{suffix}",
-            f"Ray Data, 4 threads{in_words}",
-            ("ray", "pandas"),
-            partial(_ray_data, is_ordered=is_ordered),
-            on_cluster=True,
-        ),
+        ray_data_contender(partial(_ray_data, is_ordered=is_ordered), f"4 threads{in_words}", variant=variant),
         Contender(
             f"torch{suffix}",
             f"torch DataLoader, 4 processes{in_words}",

@@ -27,7 +27,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import event_loop
-from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, at_most
+from benchmarks.model import AIODATA, Metric, Scenario, aiodata_contenders, at_most, ray_data_contender
 from benchmarks.settling import seconds_until_rest
 from benchmarks.sources import quiet_ray_data
 
@@ -206,13 +206,8 @@ SCENARIO = Scenario(
     baseline="ray_data",
     contenders=(
         *aiodata_contenders(_aiodata, warms_itself=True),
-        Contender(
-            "ray_data",
-            "Ray Data, break out of iter_batches",
-            ("ray", "pandas"),
-            partial(_early_exit, _leave_ray_data, _ClusterResources),
-            on_cluster=True,
-            warms_itself=True,
+        ray_data_contender(
+            partial(_early_exit, _leave_ray_data, _ClusterResources), "break out of iter_batches", warms_itself=True
         ),
     ),
     aims=tuple(

@@ -20,11 +20,11 @@ from functools import partial
 from typing import Any
 
 from benchmarks import event_loop
-from benchmarks.model import Contender, Metric, Scenario, aiodata_contenders, at_most
+from benchmarks.model import Contender, Metric, Scenario, aiodata_contenders, at_most, ray_data_contender
 from benchmarks.sources import (
     aiodata_parquet,
     arrow_parquet,
-    parquet_folder,
+    duckdb_parquet,
     ray_data_parquet,
 )
 
@@ -80,12 +80,7 @@ def _pyarrow_dataset() -> _Opener:
 
 
 def _duckdb() -> _Opener:
-    import duckdb
-
-    connection = duckdb.connect()
-    connection.execute("SET preserve_insertion_order = false")
-    relation = connection.sql(f"SELECT * FROM read_parquet('{parquet_folder()}/*.parquet')")
-    return partial(relation.to_arrow_reader, _BATCH_ROWS)
+    return partial(duckdb_parquet().to_arrow_reader, _BATCH_ROWS)
 
 
 SCENARIO = Scenario(
@@ -100,14 +95,7 @@ SCENARIO = Scenario(
     baseline="ray_data",
     contenders=(
         *aiodata_contenders(_aiodata, warms_itself=True),
-        Contender(
-            "ray_data",
-            "Ray Data, iter_batches",
-            ("ray", "pandas"),
-            partial(_pull_first, _ray_data),
-            on_cluster=True,
-            warms_itself=True,
-        ),
+        ray_data_contender(partial(_pull_first, _ray_data), warms_itself=True),
         Contender(
             "pyarrow_dataset",
             "pyarrow.dataset, to_batches",

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 from benchmarks import event_loop
 from benchmarks.figures import percentile
 from benchmarks.lag import lags_beside
-from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, at_most
+from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, at_most, ray_data_contender
 from benchmarks.sources import NUMERIC_COLUMNS, aiodata_parquet, check_rows, ray_data_parquet
 
 if TYPE_CHECKING:
@@ -106,20 +106,8 @@ SCENARIO = Scenario(
     contenders=(
         *aiodata_contenders(partial(_aiodata, "numpy")),
         *chain.from_iterable(map(_aiodata_in, _FURTHER_FORMATS)),
-        Contender(
-            "ray_data",
-            "Ray Data, for in a coroutine",
-            ("ray", "pandas"),
-            partial(_lag_beside, _ray_data_pass),
-            on_cluster=True,
-        ),
-        Contender(
-            "ray_data_thread",
-            "Ray Data, each next in a thread",
-            ("ray", "pandas"),
-            partial(_lag_beside, _ray_data_thread_pass),
-            on_cluster=True,
-        ),
+        ray_data_contender(partial(_lag_beside, _ray_data_pass), "for in a coroutine"),
+        ray_data_contender(partial(_lag_beside, _ray_data_thread_pass), "each next in a thread", variant="thread"),
         Contender("ticker_alone", "nothing beside it", (), partial(_lag_beside, _nothing)),
     ),
     aims=tuple(

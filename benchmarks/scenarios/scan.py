@@ -25,16 +25,25 @@ from __future__ import annotations
 
 import time
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import event_loop
-from benchmarks.model import Contender, Metric, Scenario, aiodata_contenders, times_as_fast, times_as_long
+from benchmarks.model import (
+    Contender,
+    Metric,
+    Scenario,
+    aiodata_contenders,
+    ray_data_contender,
+    times_as_fast,
+    times_as_long,
+)
 from benchmarks.sources import (
     aiodata_parquet,
     arrow_parquet,
     check_rows,
+    duckdb_parquet,
     parquet_folder,
+    parquet_paths,
     ray_data_parquet,
 )
 
@@ -116,12 +125,7 @@ def _polars() -> Iterator[Any]:
 
 
 def _duckdb() -> Iterable[Any]:
-    import duckdb
-
-    connection = duckdb.connect()
-    connection.execute("SET preserve_insertion_order = false")
-    query = f"SELECT * FROM read_parquet('{parquet_folder()}/*.parquet')"
-    reader: Iterable[Any] = connection.sql(query).to_arrow_reader(BATCH_ROWS)
+    reader: Iterable[Any] = duckdb_parquet().to_arrow_reader(BATCH_ROWS)
     return reader
 
 
@@ -134,9 +138,8 @@ def _torch_dataloader() -> Iterable[Any]:
 
     from benchmarks.file_shares import FileShares
 
-    paths = sorted(str(path) for path in Path(parquet_folder()).glob("*.parquet"))
     loader: Iterable[Any] = torch.utils.data.DataLoader(
-        FileShares(paths, BATCH_ROWS),
+        FileShares(parquet_paths(), BATCH_ROWS),
         batch_size=None,
         collate_fn=_untouched,
         num_workers=_NUM_TORCH_WORKERS,
@@ -158,13 +161,7 @@ SCENARIO = Scenario(
     baseline="ray_data",
     contenders=(
         *aiodata_contenders(_aiodata),
-        Contender(
-            "ray_data",
-            "Ray Data, iter_batches",
-            ("ray", "pandas"),
-            partial(_pull, _ray_data, "num_rows"),
-            on_cluster=True,
-        ),
+        ray_data_contender(partial(_pull, _ray_data, "num_rows")),
         Contender(
             "pyarrow_dataset",
             "pyarrow.dataset, to_batches",

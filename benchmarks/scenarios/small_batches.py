@@ -28,6 +28,7 @@ from benchmarks.model import (
     Scenario,
     aiodata_contenders,
     at_most,
+    ray_data_contender,
     times_as_fast,
 )
 from benchmarks.stamps import Timing, time_async_pass, time_pass
@@ -108,13 +109,7 @@ SCENARIO = Scenario(
     baseline="ray_data",
     contenders=(
         *aiodata_contenders(_aiodata),
-        Contender(
-            "ray_data",
-            "Ray Data, iter_batches, 640,000 rows",
-            ("ray", "pandas"),
-            partial(_pull, _ray_data, _RAY_DATA_ROWS),
-            on_cluster=True,
-        ),
+        ray_data_contender(partial(_pull, _ray_data, _RAY_DATA_ROWS), "iter_batches, 640,000 rows"),
         Contender(
             "pyarrow",
             "pyarrow, slices to arrays",

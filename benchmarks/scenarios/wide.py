@@ -21,7 +21,7 @@ import pyarrow as pa
 from benchmarks import event_loop
 from benchmarks.figures import percentile
 from benchmarks.memory import ray_data_blocks, wide_chunks
-from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, times_as_fast
+from benchmarks.model import AIODATA, Contender, Metric, Scenario, aiodata_contenders, ray_data_contender, times_as_fast
 from benchmarks.stamps import Timing, time_async_pass, time_pass
 
 if TYPE_CHECKING:
@@ -101,13 +101,7 @@ SCENARIO = Scenario(
     baseline="ray_data",
     contenders=(
         *aiodata_contenders(_aiodata),
-        Contender(
-            "ray_data",
-            "Ray Data, iter_batches",
-            ("ray", "pandas"),
-            partial(_pull, _ray_data),
-            on_cluster=True,
-        ),
+        ray_data_contender(partial(_pull, _ray_data)),
         Contender("pyarrow", "pyarrow, slices to arrays", ("pyarrow",), partial(_pull, _pyarrow)),
     ),
     aims=tuple(times_as_fast(contender, "block_ms", 2, against="ray_data") for contender in AIODATA),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import itertools
 import random
@@ -163,6 +164,20 @@ async def settle() -> None:
     """Give all tasks more turns than they can need, so that they wait; anyio's own function for it takes 0.1 s."""
     for _ in range(60):
         await anyio.lowlevel.checkpoint()
+
+
+async def some_turns(chance: random.Random, most: int) -> None:
+    """Give other tasks so many turns of the loop, at most."""
+    for _ in range(chance.randint(0, most)):
+        await anyio.lowlevel.checkpoint()
+
+
+def cancel_later(scope: anyio.CancelScope, turns: int) -> None:
+    """Cancel a scope after so many turns of the loop."""
+    if turns:
+        asyncio.get_running_loop().call_soon(cancel_later, scope, turns - 1)
+    else:
+        scope.cancel()
 
 
 async def drain(batches: BatchIterator) -> list[Any]:

@@ -1,6 +1,6 @@
-"""What a consumer holds is bounded, in bytes of blocks and in batches on a device, at any speed and to the very end.
+"""What a consumer holds is bounded, in bytes of blocks, at any speed and to the very end.
 
-Both are seen from outside: the memory of blocks, and the batches, tell of their own birth and death.
+It is seen from outside: the memory of blocks tells of its own birth and death.
 """
 
 from __future__ import annotations
@@ -9,39 +9,24 @@ import asyncio
 import bisect
 import random
 import time
-from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
 import anyio
-import anyio.lowlevel
 import numpy as np
 import pyarrow as pa
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from aiodata import BatchIterator, TaskError
+from aiodata import BatchIterator
 from aiodata.bundle import RefBundle
-from tests.batching.feeds import ROW_BYTES, FakeFeed, Watch, at, drain, iterate, settle, without_gc
+from tests.batching.calls import BOTH_KINDS, copied_ids, copy_in_thread, copy_on_the_loop
+from tests.batching.feeds import ROW_BYTES, FakeFeed, drain, iterate, settle, some_turns, without_gc
 from tests.conftest import until
 
 # Arrow rounds its allocations up.
 PADDING_BYTES = 4096
-
-BOTH_KINDS = pytest.mark.parametrize("is_async", [False, True], ids=["thread", "loop"])
-BOTH_PARTS = pytest.mark.parametrize("part", ["collate_fn", "finalize_fn"])
-
-
-async def some_turns(chance: random.Random, most: int) -> None:
-    for _ in range(chance.randint(0, most)):
-        await anyio.lowlevel.checkpoint()
-
-
-def copied_ids(batch: Any) -> np.ndarray[Any, Any]:
-    # Arrow's columns do not copy even where numpy wants them to.
-    return np.asarray(batch["id"]).copy()
 
 
 async def standstill(feed: FakeFeed) -> None:
@@ -236,15 +221,6 @@ async def test_bytes_held_are_at_most_a_shuffle_buffer_more_where_rows_are_shuff
         assert sample.live + sample.copied <= case.max_bytes + feed.largest_bytes + 4 * buffer_bytes + PADDING_BYTES
 
 
-def copy_in_thread(batch: Any) -> Any:
-    return {"id": copied_ids(batch)}
-
-
-async def copy_on_the_loop(batch: Any) -> Any:
-    await anyio.lowlevel.checkpoint()
-    return copy_in_thread(batch)
-
-
 def case_of(batch_size: int | None) -> Case:
     """Many blocks of 1,000 rows, and a limit of as many."""
     options = {"batch_format": "pyarrow", "drop_last": False}
@@ -349,267 +325,3 @@ async def test_batches_cut_ahead_for_a_user_that_holds_the_loop_are_within_the_l
     assert num_rows == 16 * LONG_ROWS
     # One batch is in use, and a second one may be about to be, however large it is.
     assert peak <= max_bytes + feed.largest_bytes + 2 * (batch_size or LONG_ROWS) * ROW_BYTES
-
-
-@pytest.mark.parametrize("options", [{}, {"collate_fn": copy_in_thread}, {"collate_fn": copy_on_the_loop}])
-@pytest.mark.parametrize("end", ["closed", "dropped", "over", "fetch failed"])
-async def test_nothing_is_held_after_the_end_but_the_batch_in_hand(end: str, options: dict[str, Any]) -> None:
-    feed = FakeFeed([1000, 10, 3000, 500] * 5)
-    if end == "fetch failed":
-        feed.errors[12] = OSError("no such block")
-    batches: BatchIterator | None = iterate(feed, batch_size=200, batch_format="pyarrow", **options)
-    assert batches is not None
-    batch: Any = None
-    with without_gc():
-        with suppress(OSError):
-            async for batch in batches:
-                if end in ("closed", "dropped") and int(copied_ids(batch)[0]) >= 5000:
-                    break
-        if end == "dropped":
-            batches = None
-            await until(lambda: feed.memory.live <= 3000 * ROW_BYTES, "blocks are held", within_s=1)
-        else:
-            await batches.aclose()
-            assert feed.memory.live <= 3000 * ROW_BYTES
-            assert batches.stats().prefetched_bytes == 0
-        assert len(batch["id"]) in (200, 150)
-        del batch
-        if end == "dropped":
-            await until(lambda: feed.memory.live == 0, "blocks are held", within_s=1)
-        assert feed.memory.live == 0
-
-
-@BOTH_PARTS
-async def test_batch_whose_call_is_cancelled_is_let_go_of(part: str) -> None:
-    feed = FakeFeed([10] * 20)
-
-    async def hold(batch: Any) -> None:
-        if batch["id"][0]:
-            await anyio.sleep_forever()
-
-    with without_gc():
-        batches = iterate(feed, batch_size=10, **at(part, hold))
-        await anext(batches)
-        await settle()
-        await batches.aclose()
-        assert feed.memory.live == 0
-
-
-class GatedFeed(FakeFeed):
-    """Its bundles come when the test says so."""
-
-    def __init__(self, sizes: list[int]) -> None:
-        super().__init__(sizes)
-        self.bundle_gate = anyio.Event()
-
-    async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
-        bundle = await super().next_bundle(prefetched_bytes)
-        await self.bundle_gate.wait()
-        return bundle
-
-
-@pytest.mark.parametrize("options", [{}, {"collate_fn": copy_on_the_loop}], ids=["direct", "collated"])
-async def test_bundle_that_comes_as_the_pass_is_closed_is_not_held(options: dict[str, Any]) -> None:
-    feed = GatedFeed([10] * 5)
-    batches = iterate(feed, batch_size=10, **options)
-    waiting = asyncio.ensure_future(anext(batches, None))
-    await settle()
-    assert len(feed.told) == 1
-    # The bundle and the end come in one turn of the loop.
-    feed.bundle_gate.set()
-    await batches.aclose()
-    assert await waiting is None
-    assert batches.stats().prefetched_bytes == 0
-    assert feed.memory.born == 0
-
-
-class Token:
-    """A batch on a device."""
-
-    def __init__(self, number: int) -> None:
-        self.number = number
-
-
-class Device:
-    """A device whose batches are counted; `finalize` moves a batch there, at any speed, and may fail."""
-
-    def __init__(self, chance: random.Random, max_turns: int, *, is_async: bool, fail_at: int | None = None) -> None:
-        self.batches = Watch()
-        self.finalize: Callable[[Any], Any] = self._on_the_loop if is_async else self._in_thread
-        self._chance = chance
-        self._max_turns = max_turns
-        self._fail_at = fail_at
-
-    def _in_thread(self, batch: Any) -> Token:
-        number = int(batch["id"][0]) // 10
-        if number == self._fail_at:
-            raise ZeroDivisionError
-        token = Token(number)
-        self.batches.add(token)
-        return token
-
-    async def _on_the_loop(self, batch: Any) -> Token:
-        await some_turns(self._chance, self._max_turns)
-        token = self._in_thread(batch)
-        await some_turns(self._chance, self._max_turns)
-        return token
-
-
-def cancel_later(scope: anyio.CancelScope, turns: int) -> None:
-    """Cancel a scope after so many turns of the loop."""
-    if turns:
-        asyncio.get_running_loop().call_soon(cancel_later, scope, turns - 1)
-    else:
-        scope.cancel()
-
-
-async def next_token(batches: BatchIterator, chance: random.Random, *, give_up: bool) -> Token | None:
-    """The next batch, None if it was given up."""
-    with anyio.CancelScope() as scope:
-        if give_up:
-            cancel_later(scope, chance.randint(0, 20))
-        token: Token = await anext(batches)
-        return token
-    return None
-
-
-@pytest.mark.slow
-@settings(max_examples=150, deadline=None)
-@given(
-    num_batches=st.integers(0, 25),
-    ahead=st.integers(0, 3),
-    is_async=st.booleans(),
-    collate=st.sampled_from([None, copy_in_thread, copy_on_the_loop]),
-    workers=st.integers(1, 3),
-    is_ordered=st.booleans(),
-    stop_after=st.none() | st.integers(0, 25),
-    fail_at=st.none() | st.integers(0, 25),
-    is_impatient=st.booleans(),
-    device_turns=st.sampled_from([0, 4, 15]),
-    user_turns=st.sampled_from([0, 4, 15]),
-    seed=st.integers(0, 2**32),
-)
-async def test_batches_on_a_device_are_at_most_those_ahead_and_the_one_in_use(
-    num_batches: int,
-    ahead: int,
-    is_async: bool,
-    collate: Any,
-    workers: int,
-    is_ordered: bool,
-    stop_after: int | None,
-    fail_at: int | None,
-    is_impatient: bool,
-    device_turns: int,
-    user_turns: int,
-    seed: int,
-) -> None:
-    chance = random.Random(seed)
-    feed = FakeFeed([10] * num_batches)
-    device = Device(chance, device_turns, is_async=is_async, fail_at=fail_at)
-    more = {} if collate is None else {"collate_fn": collate, "collate_workers": workers}
-    batches = iterate(
-        feed,
-        is_ordered=is_ordered,
-        batch_size=10,
-        finalize_fn=device.finalize,
-        prefetch_to_device=ahead,
-        **more,
-    )
-    numbers: list[int] = []
-    token: Token | None = None
-    has_failed = is_over = False
-    with without_gc(), anyio.fail_after(10):
-        async with feed.conducted(chance, 3):
-            while stop_after is None or len(numbers) < stop_after:
-                try:
-                    # The one before is in use until the next one is there.
-                    next_one = await next_token(batches, chance, give_up=is_impatient and chance.random() < 0.5)
-                except StopAsyncIteration:
-                    is_over = True
-                    break
-                except TaskError:
-                    has_failed = True
-                    break
-                if next_one is not None:
-                    token = next_one
-                    numbers.append(token.number)
-                del next_one
-                await some_turns(chance, user_turns)
-            await batches.aclose()
-            assert device.batches.live == (token is not None), "only the one in use is left, at once"
-            # One that is asked for is made while the one before is still in use.
-            assert device.batches.peak <= max(1, ahead) + 1
-    assert len(set(numbers)) == len(numbers)
-    assert not is_ordered or numbers == list(range(len(numbers)))
-    assert not is_over or len(numbers) == num_batches
-    assert has_failed <= (fail_at is not None and fail_at < num_batches)
-
-
-@pytest.mark.parametrize("ahead", [0, 1, 2, 3])
-@BOTH_KINDS
-@pytest.mark.parametrize("collate", [None, copy_in_thread, copy_on_the_loop], ids=["plain", "thread", "loop"])
-async def test_no_batch_is_made_for_a_device_before_there_is_a_place_for_it(
-    collate: Any, is_async: bool, ahead: int
-) -> None:
-    device = Device(random.Random(0), 2, is_async=is_async)
-    batches = iterate(
-        FakeFeed([10] * 30), batch_size=10, collate_fn=collate, finalize_fn=device.finalize, prefetch_to_device=ahead
-    )
-    token: Token | None = None
-    with without_gc():
-        for taken in range(1, 6):
-            token = await anext(batches)
-            await until(lambda: device.batches.born >= taken + ahead, "no batch is made")  # noqa: B023 - used at once.
-            await settle()
-            assert device.batches.born == taken + ahead
-            assert device.batches.live == 1 + ahead
-            assert token is not None
-            token = None
-            assert device.batches.live == ahead
-        await batches.aclose()
-        assert device.batches.live == 0
-    assert device.batches.peak == max(1, ahead + 1)
-
-
-async def test_one_batch_at_a_time_is_on_a_device_where_none_is_to_be_ahead_and_each_is_dropped_in_time() -> None:
-    device = Device(random.Random(0), 3, is_async=True)
-    batches = iterate(FakeFeed([10] * 30), batch_size=10, finalize_fn=device.finalize, prefetch_to_device=0)
-    async for token in batches:
-        assert device.batches.live == 1
-        del token
-        await settle()
-    assert (device.batches.born, device.batches.peak, device.batches.live) == (30, 1, 0)
-
-
-@BOTH_KINDS
-async def test_batches_on_a_device_go_when_the_loop_is_left(is_async: bool) -> None:
-    device = Device(random.Random(0), 3, is_async=is_async)
-    with without_gc():
-        async for token in iterate(
-            FakeFeed([10] * 30), batch_size=10, finalize_fn=device.finalize, prefetch_to_device=3
-        ):
-            if token.number == 5:
-                break
-        await until(lambda: device.batches.live == 1, "batches are held")
-        del token
-        assert device.batches.live == 0
-
-
-@pytest.mark.slow
-async def test_no_batch_is_on_a_device_right_after_a_pass_is_closed() -> None:
-    # Each time the close comes at another moment of what the threads do.
-    chance = random.Random(0)
-    with without_gc():
-        for _ in range(150):
-            device = Device(chance, 0, is_async=False)
-            batches = iterate(
-                FakeFeed([10] * 30), batch_size=10, collate_fn=copy_in_thread, finalize_fn=device.finalize
-            )
-            token: Token | None = None
-            for _ in range(chance.randint(1, 6)):
-                token = await anext(batches)
-            await some_turns(chance, 5)
-            token = None
-            await batches.aclose()
-            assert device.batches.live == 0
-            assert token is None
