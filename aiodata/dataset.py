@@ -167,7 +167,7 @@ class Dataset(IterationVerbs):
         for other in others:
             if not isinstance(other, Dataset):
                 raise OptionError(f"{other!r} must be a Dataset")
-        plans = (self._plan, *(other._plan for other in others))
+        plans = (self._plan, *(other._plan for other in others))  # noqa: SLF001 - of its own class.
         return Dataset(Plan(Union(plans)), self._options) if others else self
 
     def with_options(self, **options: Any) -> Dataset:
