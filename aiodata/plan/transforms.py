@@ -123,6 +123,7 @@ class MapBatches:
 
     def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Cut the rows into batches, call the function with each, and yield what it returns or yields."""
+        assert not self.needs_actor, "a class is replaced by an instance first, by build()"
         batches = InputBatches(self.name, self.batch_format, self.batch_size, control).cut(rows)
         if not self.is_async:
             for batch in batches:
@@ -158,7 +159,7 @@ class MapBatches:
         control.call()
         try:
             with blame(self.name, origin):
-                result = self.fn(batch.rows, *self.args, **self.kwargs)
+                result = _not_awaitable(self.fn(batch.rows, *self.args, **self.kwargs))
                 yields_many = inspect.isgenerator(result)
                 outputs = result if yields_many else iter([result])
             while True:
@@ -247,7 +248,7 @@ class LimitRows:
         """Pass rows on until there are enough."""
         left = self.num_rows
         for table, origin in rows:
-            head = table.slice(0, left)
+            head = table.slice(0, min(left, table.num_rows))
             left -= head.num_rows
             yield head, origin
             if left <= 0:
@@ -279,6 +280,15 @@ def close(chain: Sequence[Transform]) -> None:
     for transform in chain:
         if isinstance(transform, MapBatches) and transform.kept_loop is not None:
             transform.kept_loop.close()
+
+
+def _not_awaitable(result: Any) -> Any:
+    """Refuse what a plain function got from an async one: nobody knew that there is something to await."""
+    if inspect.iscoroutine(result):
+        result.close()
+    elif not inspect.isasyncgen(result):
+        return result
+    raise TypeError("the function is not async, but returns what an async one does; give the async function itself")
 
 
 def _filter(table: pa.Table, expression: Any) -> pa.Table:

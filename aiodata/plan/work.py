@@ -211,7 +211,9 @@ class _Feed:
                 self.rest = Position(index, chunk.unit, chunk.row + offset)
                 return
             self._control.checkpoint()
-            rows = chunk.table.slice(offset, self._slice_rows)
+            # Arrow does not bound the slice of a table without columns.
+            left = chunk.table.num_rows - offset
+            rows = chunk.table.slice(offset, min(left, self._slice_rows or left))
             origin = chunk.origin.slice(offset, rows.num_rows)
             self.next = Position(index, chunk.unit, chunk.row + offset + rows.num_rows)
             offset += max(1, rows.num_rows)

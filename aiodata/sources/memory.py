@@ -68,7 +68,7 @@ class RangeSource:
         """Leave it to the transform."""
         return None
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+    def pieces(self, num_tasks: int) -> Sequence[RangePiece]:
         """Divide the range into blocks of equal size, give or take one row."""
         enough = max(num_tasks, -(-self.num_rows // _RANGE_BLOCK_ROWS))
         count = max(1, min(self.num_blocks or enough, self.num_rows))

@@ -405,6 +405,29 @@ def test_settle_ends_what_is_in_flight_and_starts_nothing(streams: bool) -> None
     control.settle()
 
 
+@settings(max_examples=40, deadline=None)
+@given(
+    pauses=st.sets(st.integers(0, 12)),
+    turns=st.lists(st.integers(0, 9), min_size=1, max_size=7),
+    limits=all_cuts(),
+    streams=st.booleans(),
+)
+def test_blocks_do_not_depend_on_pauses(pauses: set[int], turns: list[int], limits: Cuts, streams: bool) -> None:
+    seen = []
+    for settled in (pauses, set()):
+        control, calls = Control(), Calls(turns)
+        chain = [mapped(calls.stream if streams else calls, 2), mapped(Calls(turns), 3)]
+        steps = run_work(Work((counted(30),), limits), chain, (), control)
+        outputs: list[Output] = []
+        while not isinstance(output := step(steps), TaskEnd):
+            outputs.append(output)
+            if len(outputs) in settled:
+                control.settle()
+        seen.append(([(table.to_pydict(), one.calls) for table, one in outputs], output))
+    assert seen[0] == seen[1]
+    assert seen[0][1].error is None
+
+
 def test_settle_does_not_wait_for_generators_that_wait_for_their_taker() -> None:
     control = Control()
 

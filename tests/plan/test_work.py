@@ -14,6 +14,7 @@ from aiodata import SourceError, TaskError
 from aiodata.plan.pieces import BlockPiece, Chunk, Origin, Piece, TablePiece
 from aiodata.plan.transforms import Control, FilterRows, LimitRows, MapBatches, SelectColumns, Stopped, Transform
 from aiodata.plan.work import Cuts, Work, run_work
+from aiodata.sources.memory import RangePiece, RangeSource
 from tests.plan.pieces import UnitsPiece
 from tests.plan.running import HUGE, UNLIMITED, Batch, Output, ids, outputs_of, rows_of, run
 
@@ -291,3 +292,46 @@ def test_block_piece_reads_its_range_of_its_block() -> None:
     with pytest.raises(TaskError) as caught:
         outputs_of(work, [fail_at(105, 1)], blocks)
     assert (caught.value.source, caught.value.rows) == ("range", (5, 6))
+
+
+def parts_of_range(count: int, num_blocks: int) -> tuple[RangePiece, ...]:
+    return tuple(RangeSource(count, num_blocks).pieces(1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 60), num_blocks=st.integers(1, 60), size=st.integers(500, 2000))
+def test_one_task_makes_the_blocks_that_its_pieces_end(count: int, num_blocks: int, size: int) -> None:
+    limits = Cuts(size, 2000, 2, 1, 1, HUGE, HUGE)
+    pieces = parts_of_range(count, num_blocks)
+    chains: list[list[Transform]] = [
+        [],
+        [SelectColumns(("id",))],
+        [FilterRows(pc.field("id") >= 0)],
+        [LimitRows(count)],
+    ]
+    for chain in chains:
+        outputs = outputs_of(Work(pieces, limits), chain)
+        assert [table.num_rows for table, _ in outputs] == [piece.stop - piece.start for piece in pieces]
+        assert [row["id"] for row in rows_of(outputs)] == list(range(count))
+
+
+def test_task_of_many_pieces_that_end_blocks_stops_when_its_bytes_are_spent() -> None:
+    limits = Cuts(HUGE, HUGE, 2, 1, 1, 8 * 10 * 3, HUGE)
+    tasks = run_to_the_end(Work(parts_of_range(100, 10), limits), [])
+    assert [[table.num_rows for table, _ in task] for task in tasks] == [[10] * 3, [10] * 3, [10] * 3, [10]]
+
+
+def test_pieces_of_which_a_filter_leaves_nothing_make_no_block() -> None:
+    outputs = outputs_of(Work(parts_of_range(100, 10), UNLIMITED), [FilterRows(pc.field("id") >= 85)])
+    assert [table.num_rows for table, _ in outputs] == [5, 10]
+
+
+def test_user_functions_get_whole_batches_across_pieces_that_end_blocks() -> None:
+    outputs = outputs_of(Work(parts_of_range(20, 10), UNLIMITED), [MapBatches(double, 8, "numpy")])
+    assert [(table.num_rows, metadata.calls) for table, metadata in outputs] == [(20, 3)]
+
+
+def test_table_without_columns_keeps_its_rows() -> None:
+    piece = TablePiece(ids(0, 5).select([]), Origin("t", (0, 5)))
+    for chain in ([], [LimitRows(9)]):
+        assert [table.num_rows for table, _ in outputs_of(Work((piece,), UNLIMITED), chain)] == [5]
