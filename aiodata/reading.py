@@ -66,7 +66,7 @@ def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - 
 
     Args:
         n: The number of rows.
-        num_blocks: The number of blocks, each made by a task of its own; None: as suits the CPUs.
+        num_blocks: The number of blocks, as long as no function is applied to them; None: as suits the CPUs.
 
     Example:
         >>> import asyncio

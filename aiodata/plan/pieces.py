@@ -41,6 +41,10 @@ class Origin:
         return Origin(self.source, (self.rows[0], last.rows[1]))
 
 
+# Rows on their way through a task, with where they came from.
+Rows = tuple[pa.Table, Origin]
+
+
 @dataclass(frozen=True, slots=True)
 class Chunk:
     """Consecutive rows that a piece yields.
@@ -50,12 +54,14 @@ class Chunk:
         row: Index of the first row within the rows that the unit yields.
         table: The rows.
         origin: Where they came from.
+        ends_block: Whether an output block ends with them, if no user function comes in between.
     """
 
     unit: int
     row: int
     table: pa.Table
     origin: Origin
+    ends_block: bool = False
 
 
 class Piece(Protocol):

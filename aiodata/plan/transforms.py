@@ -6,60 +6,28 @@ an error can name the rows that it is about.
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from inspect import isgenerator
+import inspect
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
 from pyarrow import acero
 
-from aiodata.batcher import Batcher
 from aiodata.block import as_block
-from aiodata.errors import AiodataError, TaskError
-from aiodata.formats import get_format
+from aiodata.errors import AiodataError
+from aiodata.plan.async_calls import AsyncCalls
+from aiodata.plan.call_loop import CallLoop
+from aiodata.plan.control import Control as Control
+from aiodata.plan.control import Stopped as Stopped
+from aiodata.plan.control import blame as blame
+from aiodata.plan.control import describe as describe
+from aiodata.plan.input_batches import InputBatch, InputBatches
 from aiodata.plan.pieces import Origin
-
-Rows = tuple[pa.Table, Origin]
+from aiodata.plan.pieces import Rows as Rows
 
 _END = object()
-
-
-class Stopped(BaseException):
-    """Raised in a task, between two calls of user functions, to stop it."""
-
-
-class Control:
-    """What a task and whoever runs it know of one another: calls that were made, and whether to stop.
-
-    Attributes:
-        calls: Calls of user functions so far.
-    """
-
-    def __init__(self) -> None:
-        """Go on until `stop`."""
-        self.calls = 0
-        self._is_stopped = False
-
-    def checkpoint(self) -> None:
-        """Raise `Stopped` if the task is to stop."""
-        if self._is_stopped:
-            raise Stopped
-
-    def call(self) -> None:
-        """Note that a user function is about to be called."""
-        self.checkpoint()
-        self.calls += 1
-
-    def stop(self) -> None:
-        """Have the task stop before its next call; from any thread."""
-        self._is_stopped = True
-
-    def settle(self) -> None:
-        """Wait for calls that are in flight; called where the task is not stepped, before it stands still a while."""
 
 
 class Transform(Protocol):
@@ -77,33 +45,122 @@ class Transform(Protocol):
     def calls_user_code(self) -> bool:
         """Whether it runs a function of the user's."""
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
+    @property
+    def needs_actor(self) -> bool:
+        """Whether it has state to be built first, by `build`, which an actor then keeps."""
+
+    @property
+    def calls_in_flight(self) -> int:
+        """Calls of a user function that one task has under way at a time."""
+
+    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Transform rows as they come."""
 
 
 @dataclass(frozen=True, slots=True)
 class MapBatches:
-    """Call a function, or generator function, with batches of rows."""
+    """Call a function with batches of rows.
+
+    Attributes:
+        fn: A function, generator function, async function or async generator function; or a class whose instances
+            are called like one of these, and of which each actor has one.
+        batch_size: Rows per batch; None: what comes.
+        batch_format: The format of the batches.
+        args: More positional arguments for each call.
+        kwargs: Keyword arguments for each call.
+        constructor_args: Positional arguments for the class.
+        constructor_kwargs: Keyword arguments for the class.
+        concurrency: Calls of an async function in flight, per task.
+        calls_user_code: True.
+        kept_loop: The loop that an actor keeps for async calls: clients of a class's making are bound to it.
+    """
 
     fn: Callable[..., Any]
     batch_size: int | None
     batch_format: str
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
+    constructor_args: tuple[Any, ...] = ()
+    constructor_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    concurrency: int = 16
     calls_user_code: bool = True
+    kept_loop: CallLoop | None = field(default=None, repr=False, compare=False)
 
     @property
     def name(self) -> str:
-        """`map_batches(<function>)`."""
+        """`map_batches(<function or class>)`."""
         return f"map_batches({getattr(self.fn, '__name__', type(self.fn).__name__)})"
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
+    @property
+    def needs_actor(self) -> bool:
+        """Whether the function is a class; one whose instances can not be called is a function like `dict`."""
+        return isinstance(self.fn, type) and any("__call__" in vars(base) for base in self.fn.__mro__)
+
+    @property
+    def is_async(self) -> bool:
+        """Whether calls are to be awaited, or iterated over with `async for`."""
+        return inspect.iscoroutinefunction(self._callee) or self._is_async_generator
+
+    @property
+    def calls_in_flight(self) -> int:
+        """`concurrency`, if the function is async."""
+        return self.concurrency if self.is_async else 1
+
+    def build(self, loop: CallLoop | None) -> MapBatches:
+        """Return it with an instance in the place of the class, for the actor whose loop this is.
+
+        Raises:
+            TaskError: The constructor failed.
+        """
+        kept_loop = loop if self.is_async else None
+        if not self.needs_actor:
+            return replace(self, kept_loop=kept_loop)
+        construct = partial(self.fn, *self.constructor_args, **self.constructor_kwargs)
+        with blame(self.name, Origin("its constructor", None)):
+            # Async clients look for the loop they are made in.
+            instance = construct() if kept_loop is None else kept_loop.call(construct)
+        return replace(self, fn=instance, kept_loop=kept_loop)
+
+    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Cut the rows into batches, call the function with each, and yield what it returns or yields."""
-        for batch, num_rows, origin in self._batches(rows):
-            control.call()
+        assert not self.needs_actor, "a class is replaced by an instance first, by build()"
+        batches = InputBatches(self.name, self.batch_format, self.batch_size, control).cut(rows)
+        if not self.is_async:
+            for batch in batches:
+                yield from self._call(batch, control)
+            return
+        with control.call_loop(self.kept_loop) as loop:
+            calls = AsyncCalls(
+                self.name,
+                lambda batch: self.fn(batch, *self.args, **self.kwargs),
+                yields_many=self._is_async_generator,
+                max_calls=self.concurrency,
+                loop=loop,
+                control=control,
+            )
+            yield from calls.outputs(batches)
+
+    @property
+    def _callee(self) -> Any:
+        """The function that a call ends up in."""
+        fn: Any = self.fn
+        while isinstance(fn, partial):
+            fn = fn.func
+        if self.needs_actor:
+            return fn.__call__
+        return fn if inspect.isroutine(fn) or isinstance(fn, type) else type(fn).__call__
+
+    @property
+    def _is_async_generator(self) -> bool:
+        return inspect.isasyncgenfunction(self._callee)
+
+    def _call(self, batch: InputBatch, control: Control) -> Iterator[Rows]:
+        origin = batch.origin
+        control.call()
+        try:
             with blame(self.name, origin):
-                result = self.fn(batch, *self.args, **self.kwargs)
-                yields_many = isgenerator(result)
+                result = _not_awaitable(self.fn(batch.rows, *self.args, **self.kwargs))
+                yields_many = inspect.isgenerator(result)
                 outputs = result if yields_many else iter([result])
             while True:
                 control.checkpoint()
@@ -112,31 +169,10 @@ class MapBatches:
                     if output is _END:
                         break
                     table = as_block(output)
-                is_row_by_row = not yields_many and table.num_rows == num_rows
+                is_row_by_row = not yields_many and table.num_rows == batch.num_rows
                 yield table, origin if is_row_by_row else origin.without_rows()
-
-    def _batches(self, rows: Iterable[Rows]) -> Iterator[tuple[Any, int, Origin]]:
-        batcher = Batcher(get_format(self.batch_format), self.batch_size)
-        origins: deque[tuple[int, Origin]] = deque()
-        for table, origin in rows:
-            if not table.num_rows:
-                continue
-            origins.append((table.num_rows, origin))
-            with blame(self.name, origin):
-                batcher.push(table)
-            yield from self._ready(batcher, origins)
-        batcher.finish()
-        yield from self._ready(batcher, origins)
-
-    def _ready(self, batcher: Batcher, origins: deque[tuple[int, Origin]]) -> Iterator[tuple[Any, int, Origin]]:
-        while origins:
-            before = batcher.rows
-            with blame(self.name, origins[0][1]):
-                batch = batcher.next_at_once()
-            if batch is None:
-                return
-            num_rows = batcher.rows - before
-            yield batch, num_rows, _take_origin(origins, num_rows)
+        except AiodataError as error:
+            control.skip(error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -146,18 +182,24 @@ class SelectColumns:
     columns: tuple[str, ...]
     batch_size: int | None = None
     calls_user_code: bool = False
+    needs_actor: bool = False
+    calls_in_flight: int = 1
 
     @property
     def name(self) -> str:
         """`select_columns([...])`."""
         return f"select_columns({list(self.columns)})"
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Select without copying."""
         for table, origin in rows:
-            with blame(self.name, origin):
-                selected = table.select(list(self.columns))
-            yield selected, origin
+            try:
+                with blame(self.name, origin):
+                    selected = table.select(list(self.columns))
+            except AiodataError as error:
+                control.skip(error)
+            else:
+                yield selected, origin
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,18 +209,24 @@ class FilterRows:
     expression: Any
     batch_size: int | None = None
     calls_user_code: bool = False
+    needs_actor: bool = False
+    calls_in_flight: int = 1
 
     @property
     def name(self) -> str:
         """`filter(<expression>)`."""
         return f"filter({self.expression})"
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Filter each table; null counts as false."""
         for table, origin in rows:
-            with blame(self.name, origin):
-                kept = _filter(table, self.expression)
-            yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
+            try:
+                with blame(self.name, origin):
+                    kept = _filter(table, self.expression)
+            except AiodataError as error:
+                control.skip(error)
+            else:
+                yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,21 +236,59 @@ class LimitRows:
     num_rows: int
     batch_size: int | None = None
     calls_user_code: bool = False
+    needs_actor: bool = False
+    calls_in_flight: int = 1
 
     @property
     def name(self) -> str:
         """`limit(<rows>)`."""
         return f"limit({self.num_rows})"
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Iterator[Rows]:
+    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Pass rows on until there are enough."""
         left = self.num_rows
         for table, origin in rows:
-            head = table.slice(0, left)
+            head = table.slice(0, min(left, table.num_rows))
             left -= head.num_rows
             yield head, origin
             if left <= 0:
                 return
+
+
+def build(chain: Sequence[Transform]) -> tuple[Transform, ...]:
+    """Return a chain with each class replaced by an instance, for an actor to keep until it calls `close`.
+
+    The async functions of a chain with classes share a loop, which lasts as long as the instances.
+
+    Raises:
+        TaskError: A constructor failed.
+    """
+    maps = [transform for transform in chain if isinstance(transform, MapBatches)]
+    if not any(transform.needs_actor for transform in maps):
+        return tuple(chain)
+    loop = CallLoop() if any(transform.is_async for transform in maps) else None
+    try:
+        return tuple(transform.build(loop) if isinstance(transform, MapBatches) else transform for transform in chain)
+    except BaseException:
+        if loop is not None:
+            loop.close()
+        raise
+
+
+def close(chain: Sequence[Transform]) -> None:
+    """Close what `build` has opened, when an actor ends: what its instances have left running is cancelled."""
+    for transform in chain:
+        if isinstance(transform, MapBatches) and transform.kept_loop is not None:
+            transform.kept_loop.close()
+
+
+def _not_awaitable(result: Any) -> Any:
+    """Refuse what a plain function got from an async one: nobody knew that there is something to await."""
+    if inspect.iscoroutine(result):
+        result.close()
+    elif not inspect.isasyncgen(result):
+        return result
+    raise TypeError("the function is not async, but returns what an async one does; give the async function itself")
 
 
 def _filter(table: pa.Table, expression: Any) -> pa.Table:
@@ -210,38 +296,3 @@ def _filter(table: pa.Table, expression: Any) -> pa.Table:
     source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
     kept = acero.Declaration("filter", acero.FilterNodeOptions(expression), inputs=[source])
     return kept.to_table(use_threads=False)
-
-
-@contextmanager
-def blame(operator: str, origin: Origin) -> Iterator[None]:
-    """Turn an exception of the body into a `TaskError` that names the operator and the rows."""
-    try:
-        yield
-    except AiodataError:
-        raise
-    # From a user's function these are errors like any other: they must not pass for the end of the data.
-    except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:
-        raise TaskError(operator, origin.source, origin.rows, describe(error)) from error
-
-
-def describe(error: BaseException) -> str:
-    """Return an exception's type and text, even where it has no text to give."""
-    try:
-        return f"{type(error).__name__}: {error}"
-    except Exception:  # noqa: BLE001 - a __str__ of the user's may do anything.
-        return type(error).__name__
-
-
-def _take_origin(origins: deque[tuple[int, Origin]], num_rows: int) -> Origin:
-    """Take the origins of the next `num_rows` rows off the queue and return their span."""
-    first: Origin | None = None
-    while num_rows and origins:
-        available, origin = origins.popleft()
-        taken = min(available, num_rows)
-        num_rows -= taken
-        part = origin.slice(0, taken)
-        first = part if first is None else first.to(part)
-        if taken < available:
-            origins.appendleft((available - taken, origin.slice(taken, available - taken)))
-    assert first is not None, "a batch has rows, so it has an origin"
-    return first

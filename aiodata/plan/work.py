@@ -10,7 +10,8 @@ died produces the same blocks.
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 
 import pyarrow as pa
@@ -18,8 +19,9 @@ import pyarrow as pa
 from aiodata.block import concat_blocks
 from aiodata.bundle import BlockMetadata
 from aiodata.errors import AiodataError
-from aiodata.plan.pieces import Origin, Piece
-from aiodata.plan.transforms import Control, Rows, Transform, blame
+from aiodata.plan.control import Control, blame
+from aiodata.plan.pieces import Chunk, Origin, Piece, Rows
+from aiodata.plan.transforms import Transform
 
 # Below this many rows per chunk a block of many chunks is copied into one: its consumer pays per chunk.
 _SMALL_CHUNK_ROWS = 4096
@@ -77,21 +79,33 @@ class TaskEnd:
     """How a task ended.
 
     Attributes:
-        rest: Where the rest of its work begins, if it stopped before the end of its pieces.
-        error: What failed, if something did; the rest, if there is one, begins after the rows that it is about.
+        rest: Where the rest of its work begins, if it stopped before the end of its pieces. After an error it begins
+            with the next piece where reading one failed, and after the last rows that were read where a function
+            failed; rows that were under way to the function or back are lost then.
+        error: What ended it, if something failed and no more errors were allowed.
+        errors: What failed before that, in the order of the input; just the rows that these are about are missing.
     """
 
     rest: Position | None = None
     error: AiodataError | None = None
+    errors: tuple[AiodataError, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Work:
-    """What one task does; the chain of transforms goes along separately, once per run."""
+    """What one task does; the chain of transforms goes along separately, once per run.
+
+    Attributes:
+        pieces: What to read.
+        cuts: When to cut blocks, and when to stop.
+        start: Where in the pieces to start.
+        max_errors: Errors after which to go on, without the batch or the rest of the piece that failed; -1: any number.
+    """
 
     pieces: tuple[Piece, ...]
     cuts: Cuts
     start: Position = Position()
+    max_errors: int = 0
 
     def rest(self, position: Position) -> Work:
         """Return what is left of the work from `position` on."""
@@ -108,31 +122,45 @@ def run_work(
 
     Args:
         work: The pieces, and where to start.
-        chain: The transforms, first to last.
+        chain: The transforms, first to last; classes among them have been replaced by `build`.
         blocks: The blocks that the work's pieces stand for.
         control: What stops the task.
     """
+    control.max_errors = work.max_errors
     feed = _Feed(work, chain, blocks, control)
-    rows: Iterator[Rows] = feed.read()
-    for transform in chain:
-        rows = transform.apply(rows, control)
-    started = time.perf_counter()
-    calls = 0
-    name = chain[-1].name if chain else "read"
-    try:
-        for table, source in _cut(rows, work.cuts, feed, control, name):
-            block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
-            metadata = OutputMetadata(block, control.calls - calls, time.perf_counter() - started)
-            calls = control.calls
-            yield table, metadata
-            started = time.perf_counter()
-    except AiodataError as error:
-        return TaskEnd(None, error)
-    return TaskEnd(feed.rest)
+    cutter = _Cutter(work.cuts, chain, feed, control)
+    # Each generator is closed on the way out, the last one first, so that no call is left in flight.
+    with ExitStack() as stack:
+        rows = feed.read()
+        stack.callback(rows.close)
+        for transform in chain:
+            rows = transform.apply(rows, control)
+            stack.callback(rows.close)
+        started = time.perf_counter()
+        calls = 0
+        try:
+            for table, source in cutter.cut(rows):
+                block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
+                metadata = OutputMetadata(block, control.calls - calls, time.perf_counter() - started)
+                calls = control.calls
+                yield table, metadata
+                started = time.perf_counter()
+        except AiodataError as error:
+            return TaskEnd(feed.next, error, tuple(control.errors))
+    return TaskEnd(feed.rest, feed.error, tuple(control.errors))
 
 
 class _Feed:
-    """Reads a task's pieces in chunks, until they are done or the task's allotment is spent."""
+    """Reads a task's pieces in chunks, until they are done or the task's allotment is spent.
+
+    Attributes:
+        chunk_bytes: Size of the chunks of the next piece, about.
+        produced_bytes: What the task has made of the chunks.
+        ends_block: Whether a block ends with the rows that were passed on last.
+        next: What follows on the rows that were passed on last.
+        rest: What is left after the end.
+        error: Why it ended, if a piece could not be read.
+    """
 
     def __init__(self, work: Work, chain: Sequence[Transform], blocks: Sequence[pa.Table], control: Control) -> None:
         self._work = work
@@ -141,23 +169,56 @@ class _Feed:
         self._slice_rows = _slice_rows(work.cuts, chain)
         self.chunk_bytes = work.cuts.first_block_bytes
         self.produced_bytes = 0
+        self.ends_block = False
+        self.next: Position | None = work.start
         self.rest: Position | None = None
+        self.error: AiodataError | None = None
 
-    def read(self) -> Iterator[Rows]:
-        start = self._work.start
-        for index, piece in enumerate(self._work.pieces):
-            unit, row = (start.unit, start.row) if index == 0 else (0, 0)
+    def read(self) -> Generator[Rows, None, None]:
+        """Yield rows; a piece that fails ends just itself, or all without an exception: what was read is finished."""
+        for index in range(len(self._work.pieces)):
             self._control.checkpoint()
-            for chunk in piece.bind(self._blocks).read(unit, row, self.chunk_bytes):
-                offset = 0
-                while offset == 0 or offset < chunk.table.num_rows:
-                    if self._is_spent():
-                        self.rest = Position(index, chunk.unit, chunk.row + offset)
+            try:
+                for chunk in self._chunks(index):
+                    yield from self._slices(index, chunk)
+                    if self.rest is not None:
                         return
-                    self._control.checkpoint()
-                    rows = chunk.table.slice(offset, self._slice_rows)
-                    yield rows, chunk.origin.slice(offset, rows.num_rows)
-                    offset += max(1, rows.num_rows)
+            except AiodataError as error:
+                self.next = Position(index + 1) if index + 1 < len(self._work.pieces) else None
+                if not self._control.may_skip(1):
+                    self.rest, self.error = self.next, error
+                    return
+                self._control.skip(error)
+
+    def _chunks(self, index: int) -> Iterator[Chunk]:
+        start = self._work.start
+        unit, row = (start.unit, start.row) if index == 0 else (0, 0)
+        origin = Origin("a source", None)
+        with blame("read", origin):
+            chunks = self._work.pieces[index].bind(self._blocks).read(unit, row, self.chunk_bytes)
+        while True:
+            with blame("read", origin):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+            origin = chunk.origin.without_rows()
+
+    def _slices(self, index: int, chunk: Chunk) -> Iterator[Rows]:
+        offset = 0
+        while offset == 0 or offset < chunk.table.num_rows:
+            if self._is_spent():
+                self.rest = Position(index, chunk.unit, chunk.row + offset)
+                return
+            self._control.checkpoint()
+            # Arrow does not bound the slice of a table without columns.
+            left = chunk.table.num_rows - offset
+            rows = chunk.table.slice(offset, min(left, self._slice_rows or left))
+            origin = chunk.origin.slice(offset, rows.num_rows)
+            self.next = Position(index, chunk.unit, chunk.row + offset + rows.num_rows)
+            offset += max(1, rows.num_rows)
+            self.ends_block = chunk.ends_block and offset >= chunk.table.num_rows
+            yield rows, origin
 
     def _is_spent(self) -> bool:
         cuts = self._work.cuts
@@ -175,35 +236,74 @@ def _slice_rows(cuts: Cuts, chain: Sequence[Transform]) -> int | None:
     return None
 
 
-def _cut(rows: Iterator[Rows], cuts: Cuts, feed: _Feed, control: Control, name: str) -> Iterator[tuple[pa.Table, str]]:
-    """Gather rows into blocks that grow from the first size to the target."""
-    size = cuts.first_block_bytes
-    calls_limit, calls = cuts.first_block_calls, 0
-    tables: list[pa.Table] = []
-    num_bytes = num_blocks = 0
-    source = ""
-    empty: pa.Table | None = None
-    for table, origin in rows:
-        source = origin.source
-        if not table.num_rows:
-            empty = table if empty is None else empty
-            continue
-        tables.append(table)
-        num_bytes += table.nbytes
-        if num_bytes < size and control.calls - calls < calls_limit:
-            continue
-        feed.produced_bytes += num_bytes
-        size = min(size * cuts.growth, cuts.target_block_bytes)
-        feed.chunk_bytes = size
-        calls_limit, calls = min(calls_limit * 2, cuts.calls_per_block), control.calls
-        for block in _split(_gather(tables, name, source), num_bytes, cuts.target_block_bytes):
-            yield block, source
+class _Cutter:
+    """Gathers rows into blocks that grow from the first size to the target."""
+
+    def __init__(self, cuts: Cuts, chain: Sequence[Transform], feed: _Feed, control: Control) -> None:
+        self._name = chain[-1].name if chain else "read"
+        # A user's function may merge rows of several chunks, or make several tables of one.
+        self._ends_blocks_with_chunks = not any(transform.calls_user_code for transform in chain)
+        self._feed = feed
+        self._control = control
+        self._target_bytes = cuts.target_block_bytes
+        self._growth = cuts.growth
+        self._max_calls = cuts.calls_per_block
+        # Of the block that is being gathered: its rows, and when it is cut.
+        self._tables: list[pa.Table] = []
+        self._num_bytes = 0
+        self._source = ""
+        self._size = cuts.first_block_bytes
+        self._calls = 0
+        self._calls_limit = cuts.first_block_calls
+
+    def cut(self, rows: Iterable[Rows]) -> Iterator[tuple[pa.Table, str]]:
+        """Yield blocks, each with the source of its last rows; after an error, what was gathered before it."""
+        num_blocks = 0
+        empty: pa.Table | None = None
+        try:
+            for table, origin in rows:
+                self._source = origin.source
+                if table.num_rows:
+                    self._tables.append(table)
+                    self._num_bytes += table.nbytes
+                elif empty is None:
+                    empty = table
+                if self._is_complete(table):
+                    for block in self._take():
+                        yield block, self._source
+                        num_blocks += 1
+        except AiodataError:
+            for block in self._take():
+                yield block, self._source
+            raise
+        for block in self._take():
+            yield block, self._source
             num_blocks += 1
-        tables, num_bytes = [], 0
-    if tables:
-        yield _gather(tables, name, source), source
-    elif feed.rest is not None or not num_blocks:
-        yield empty if empty is not None else pa.table({}), source
+        if not num_blocks:
+            yield empty if empty is not None else pa.table({}), self._source
+
+    def _is_complete(self, last: pa.Table) -> bool:
+        if self._ends_blocks_with_chunks and self._feed.ends_block:
+            return True
+        has_calls = self._control.calls - self._calls >= self._calls_limit
+        return last.num_rows > 0 and (self._num_bytes >= self._size or has_calls)
+
+    def _take(self) -> Iterator[pa.Table]:
+        """Yield what was gathered, as one block unless it is very large, and begin the next."""
+        tables, num_bytes = self._tables, self._num_bytes
+        self._tables, self._num_bytes = [], 0
+        if not tables:
+            return
+        feed = self._feed
+        feed.produced_bytes += num_bytes
+        self._size = feed.chunk_bytes = min(self._size * self._growth, self._target_bytes)
+        self._calls_limit, self._calls = min(self._calls_limit * 2, self._max_calls), self._control.calls
+        try:
+            block = _gather(tables, self._name, self._source)
+        except AiodataError as error:
+            self._control.skip(error)
+            return
+        yield from _split(block, num_bytes, self._target_bytes)
 
 
 def _gather(tables: list[pa.Table], name: str, source: str) -> pa.Table:

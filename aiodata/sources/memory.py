@@ -18,19 +18,24 @@ from aiodata.plan.pieces import Chunk, Origin, Piece
 # Rows per block of a range, where its number of blocks is not asked for: a MiB of int64.
 _RANGE_BLOCK_ROWS = 1 << 17
 
-# The weight of a piece that is to have a task of its own.
-_OWN_TASK_BYTES = 1 << 40
-
 _RANGE_SCHEMA = pa.schema([("id", pa.int64())])
 
 
 @dataclass(frozen=True, slots=True)
 class RangePiece:
-    """The integers of a half-open range."""
+    """The integers of a half-open range.
+
+    Attributes:
+        start: The first.
+        stop: The one to stop before.
+        weight: Their bytes.
+        ends_block: Whether they are to be a block of their own.
+    """
 
     start: int
     stop: int
     weight: int
+    ends_block: bool = False
 
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it stands for no block."""
@@ -40,7 +45,7 @@ class RangePiece:
         """Yield all its rows from `row` on."""
         ids = np.arange(self.start + row, self.stop, dtype=np.int64)
         origin = Origin(f"range, block at {self.start}", (self.start + row, self.stop))
-        yield Chunk(0, row, pa.table({"id": ids}, schema=_RANGE_SCHEMA), origin)
+        yield Chunk(0, row, pa.table({"id": ids}, schema=_RANGE_SCHEMA), origin, self.ends_block)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,14 +68,13 @@ class RangeSource:
         """Leave it to the transform."""
         return None
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+    def pieces(self, num_tasks: int) -> Sequence[RangePiece]:
         """Divide the range into blocks of equal size, give or take one row."""
         enough = max(num_tasks, -(-self.num_rows // _RANGE_BLOCK_ROWS))
         count = max(1, min(self.num_blocks or enough, self.num_rows))
         bounds = [self.num_rows * index // count for index in range(count + 1)]
-        # A piece that fills a task is a block of its own; where blocks were not asked for, tasks may take several.
-        piece_bytes = _OWN_TASK_BYTES if self.num_blocks else 8 * self.num_rows // count
-        return [RangePiece(start, stop, piece_bytes) for start, stop in pairwise(bounds)]
+        piece_bytes = 8 * self.num_rows // count
+        return [RangePiece(start, stop, piece_bytes, self.num_blocks is not None) for start, stop in pairwise(bounds)]
 
     def bundles(self) -> Iterable[RefBundle] | None:
         """Return None: rows are made in tasks."""

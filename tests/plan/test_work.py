@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator, Sequence
-from typing import Any
 
-import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
@@ -14,15 +12,11 @@ from hypothesis import strategies as st
 
 from aiodata import SourceError, TaskError
 from aiodata.plan.pieces import BlockPiece, Chunk, Origin, Piece, TablePiece
-from aiodata.plan.transforms import FilterRows, LimitRows, MapBatches, SelectColumns, Transform
-from aiodata.plan.work import Cuts, OutputMetadata, Work, run_work
+from aiodata.plan.transforms import Control, FilterRows, LimitRows, MapBatches, SelectColumns, Stopped, Transform
+from aiodata.plan.work import Cuts, Work, run_work
+from aiodata.sources.memory import RangePiece, RangeSource
 from tests.plan.pieces import UnitsPiece
-
-HUGE = 1 << 40
-UNLIMITED = Cuts(HUGE, HUGE, 4, HUGE, 1 << 20, HUGE, HUGE)
-
-Batch = dict[str, Any]
-Output = tuple[pa.Table, OutputMetadata]
+from tests.plan.running import HUGE, UNLIMITED, Batch, Output, ids, outputs_of, rows_of, run
 
 
 def double(batch: Batch) -> Batch:
@@ -37,10 +31,6 @@ def halves(batch: Batch) -> Iterator[Batch]:
 
 def nothing(batch: Batch) -> Iterator[Batch]:
     yield from ()
-
-
-def ids(first: int, count: int) -> pa.Table:
-    return pa.table({"id": pa.array(range(first, first + count), pa.int64())})
 
 
 @st.composite
@@ -84,23 +74,15 @@ def cuts() -> st.SearchStrategy[Cuts]:
     )
 
 
-def outputs_of(work: Work, chain: Sequence[Transform], blocks: Sequence[pa.Table] = ()) -> list[Output]:
-    return list(run_work(work, chain, blocks))
-
-
-def rows_of(outputs: Sequence[Output]) -> list[dict[str, Any]]:
-    return [row for table, _ in outputs for row in table.to_pylist()]
-
-
 def run_to_the_end(work: Work, chain: Sequence[Transform]) -> list[list[Output]]:
     """The outputs of a work, of its rest, of that one's rest, and so on."""
     tasks = []
     for _ in range(1000):
-        tasks.append(outputs_of(work, chain))
-        rest = tasks[-1][-1][1].rest if tasks[-1] else None
-        if rest is None:
+        outputs, end = run(work, chain)
+        tasks.append(outputs)
+        if end.rest is None:
             return tasks
-        work = work.rest(rest)
+        work = work.rest(end.rest)
     pytest.fail("the rest never ends")
 
 
@@ -117,11 +99,10 @@ def test_work_and_its_rests_yield_the_rows_of_one_run(
 @settings(max_examples=60, deadline=None)
 @given(pieces=works_pieces(), chain=chains(), limits=cuts())
 def test_same_work_makes_the_same_blocks(pieces: tuple[Piece, ...], chain: tuple[Transform, ...], limits: Cuts) -> None:
-    once, again = (outputs_of(Work(pieces, limits), chain) for _ in range(2))
+    (once, end), (again, same_end) = (run(Work(pieces, limits), chain) for _ in range(2))
     assert [table for table, _ in once] == [table for table, _ in again]
-    assert [(one.block, one.calls, one.rest) for _, one in once] == [
-        (one.block, one.calls, one.rest) for _, one in again
-    ]
+    assert [(one.block, one.calls) for _, one in once] == [(one.block, one.calls) for _, one in again]
+    assert end == same_end
 
 
 @settings(max_examples=60, deadline=None)
@@ -141,7 +122,7 @@ def test_rest_is_progress(pieces: tuple[Piece, ...], limits: Cuts) -> None:
     work = Work(pieces, limits)
     positions = [(-1, 0, 0)]
     done = 0
-    while (outputs := outputs_of(work, chain)) and (rest := outputs[-1][1].rest) is not None:
+    while (rest := run(work, chain)[1].rest) is not None:
         positions.append((done + rest.piece, rest.unit, rest.row))
         done += rest.piece
         work = work.rest(rest)
@@ -290,21 +271,17 @@ def test_source_error_passes_as_it_is() -> None:
 
 def test_checkpoint_stops_before_the_next_call() -> None:
     calls: list[int] = []
-
-    class Stopped(BaseException):
-        pass
-
-    def checkpoint() -> None:
-        if len(calls) == 2:
-            raise Stopped
+    control = Control()
 
     def note(batch: Batch) -> Batch:
         calls.append(len(batch["id"]))
+        if len(calls) == 2:
+            control.stop()
         return batch
 
     piece = TablePiece(ids(0, 100), Origin("t", (0, 100)))
     with pytest.raises(Stopped):
-        list(run_work(Work((piece,), UNLIMITED), [MapBatches(note, 10, "numpy")], (), checkpoint))
+        list(run_work(Work((piece,), UNLIMITED), [MapBatches(note, 10, "numpy")], (), control))
     assert calls == [10, 10]
 
 
@@ -315,3 +292,46 @@ def test_block_piece_reads_its_range_of_its_block() -> None:
     with pytest.raises(TaskError) as caught:
         outputs_of(work, [fail_at(105, 1)], blocks)
     assert (caught.value.source, caught.value.rows) == ("range", (5, 6))
+
+
+def parts_of_range(count: int, num_blocks: int) -> tuple[RangePiece, ...]:
+    return tuple(RangeSource(count, num_blocks).pieces(1))
+
+
+@settings(max_examples=60, deadline=None)
+@given(count=st.integers(1, 60), num_blocks=st.integers(1, 60), size=st.integers(500, 2000))
+def test_one_task_makes_the_blocks_that_its_pieces_end(count: int, num_blocks: int, size: int) -> None:
+    limits = Cuts(size, 2000, 2, 1, 1, HUGE, HUGE)
+    pieces = parts_of_range(count, num_blocks)
+    chains: list[list[Transform]] = [
+        [],
+        [SelectColumns(("id",))],
+        [FilterRows(pc.field("id") >= 0)],
+        [LimitRows(count)],
+    ]
+    for chain in chains:
+        outputs = outputs_of(Work(pieces, limits), chain)
+        assert [table.num_rows for table, _ in outputs] == [piece.stop - piece.start for piece in pieces]
+        assert [row["id"] for row in rows_of(outputs)] == list(range(count))
+
+
+def test_task_of_many_pieces_that_end_blocks_stops_when_its_bytes_are_spent() -> None:
+    limits = Cuts(HUGE, HUGE, 2, 1, 1, 8 * 10 * 3, HUGE)
+    tasks = run_to_the_end(Work(parts_of_range(100, 10), limits), [])
+    assert [[table.num_rows for table, _ in task] for task in tasks] == [[10] * 3, [10] * 3, [10] * 3, [10]]
+
+
+def test_pieces_of_which_a_filter_leaves_nothing_make_no_block() -> None:
+    outputs = outputs_of(Work(parts_of_range(100, 10), UNLIMITED), [FilterRows(pc.field("id") >= 85)])
+    assert [table.num_rows for table, _ in outputs] == [5, 10]
+
+
+def test_user_functions_get_whole_batches_across_pieces_that_end_blocks() -> None:
+    outputs = outputs_of(Work(parts_of_range(20, 10), UNLIMITED), [MapBatches(double, 8, "numpy")])
+    assert [(table.num_rows, metadata.calls) for table, metadata in outputs] == [(20, 3)]
+
+
+def test_table_without_columns_keeps_its_rows() -> None:
+    piece = TablePiece(ids(0, 5).select([]), Origin("t", (0, 5)))
+    for chain in ([], [LimitRows(9)]):
+        assert [table.num_rows for table, _ in outputs_of(Work((piece,), UNLIMITED), chain)] == [5]

@@ -1,0 +1,150 @@
+"""CallLoop: an event loop that a worker runs while it waits for calls of async functions, and no longer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Coroutine
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# How long cancelled calls may take to end, in seconds; a coroutine that outlasts it is not run any further.
+_CLOSE_S = 1.0
+
+
+class CallLoop:
+    """An event loop of its own, for calls of async functions; it runs only inside of this class's methods.
+
+    All async functions of a task share one, so that the calls of all go on while one of them is waited for. The
+    methods may be called from different threads, one at a time; `interrupt` at any time from any thread.
+
+    Attributes:
+        is_settling: Whether no new call should start.
+    """
+
+    def __init__(self) -> None:
+        """Open the loop; plain asyncio, whatever the policy, as it is run a little at a time."""
+        self.is_settling = False
+        self._loop = asyncio.SelectorEventLoop()
+        self._calls: set[asyncio.Task[None]] = set()
+        self._busy = 0
+        self._is_ready: Callable[[], bool] | None = None
+        self._may_leave = False
+
+    def start(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        """Start a call; it counts as busy until it is done, except while it parks."""
+        task = self._loop.create_task(call)
+        self._calls.add(task)
+        self._busy += 1
+        task.add_done_callback(self._on_done)
+        return task
+
+    def notify(self) -> None:
+        """Say, from inside of the loop, that something has happened that `run_until` may wait for."""
+        if self._is_ready is not None and self._is_ready():
+            self._loop.stop()
+
+    async def park(self, event: asyncio.Event) -> None:
+        """Wait, in a call, for something that does not come from the loop."""
+        self._busy -= 1
+        self.notify()
+        try:
+            await event.wait()
+        finally:
+            self._busy += 1
+
+    def turn(self) -> None:
+        """Let the calls do what they can without waiting."""
+        self._loop.call_soon(self._leave)
+        self._run()
+
+    def run_until(self, is_ready: Callable[[], bool], checkpoint: Callable[[], None]) -> None:
+        """Run until a condition holds; `checkpoint` may raise to leave, and is asked after each `interrupt`."""
+        self._is_ready = is_ready
+        try:
+            while True:
+                checkpoint()
+                if is_ready():
+                    return
+                self._run()
+        finally:
+            self._is_ready = None
+
+    def settle(self, checkpoint: Callable[[], None]) -> None:
+        """Run until every call is done or parked; start none."""
+        self.is_settling = True
+        try:
+            self.run_until(lambda: not self._busy, checkpoint)
+        finally:
+            self.is_settling = False
+
+    def interrupt(self) -> None:
+        """Have `run_until` ask its checkpoint; from any thread."""
+        with suppress(RuntimeError):  # The loop is closed.
+            self._loop.call_soon_threadsafe(self._leave)
+
+    def call(self, function: Callable[[], T]) -> T:
+        """Call a function inside of the loop, and return what it returns."""
+
+        async def run() -> T:
+            return function()
+
+        return _call_outside_of_loops(lambda: self._loop.run_until_complete(run()))
+
+    def cancel(self, calls: list[asyncio.Task[None]]) -> None:
+        """Cancel calls and wait until they are done, for a second at most."""
+        if calls:
+            _call_outside_of_loops(lambda: self._loop.run_until_complete(_cancel(calls)))
+
+    def close(self) -> None:
+        """Cancel all that runs in the loop, close its async generators, wait for both, and close it; idempotent."""
+        if self._loop.is_closed():
+            return
+        try:
+            _call_outside_of_loops(lambda: self._loop.run_until_complete(self._shut_down()))
+        finally:
+            self._loop.close()
+
+    async def _shut_down(self) -> None:
+        # Not only calls: a user's function may have started tasks of its own.
+        await _cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
+        closing = self._loop.create_task(self._loop.shutdown_asyncgens())
+        await asyncio.wait([closing], timeout=_CLOSE_S)
+
+    def _run(self) -> None:
+        self._may_leave = True
+        try:
+            _call_outside_of_loops(self._loop.run_forever)
+        finally:
+            self._may_leave = False
+
+    def _leave(self) -> None:
+        # One that comes late must not stop the loop while it closes.
+        if self._may_leave:
+            self._loop.stop()
+
+    def _on_done(self, task: asyncio.Task[None]) -> None:
+        self._calls.discard(task)
+        self._busy -= 1
+        if not task.cancelled():
+            task.exception()  # An interrupt from the keyboard has come out of the loop already.
+        self.notify()
+
+
+async def _cancel(tasks: list[asyncio.Task[Any]]) -> None:
+    for task in tasks:
+        task.cancel("the work is over")
+    if tasks:
+        await asyncio.wait(tasks, timeout=_CLOSE_S)
+
+
+def _call_outside_of_loops(function: Callable[[], T]) -> T:
+    """Call a function where no event loop runs: a task may be closed in the thread of one, by garbage collection."""
+    try:
+        asyncio.get_running_loop()
+    except RuntimeError:
+        return function()
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(function).result()

@@ -1,0 +1,125 @@
+"""What a task and whoever runs it know of one another, and how a failure in a task is told."""
+
+from __future__ import annotations
+
+import asyncio
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+
+from aiodata.errors import AiodataError, TaskError
+from aiodata.plan.call_loop import CallLoop
+from aiodata.plan.pieces import Origin
+
+
+class Stopped(BaseException):
+    """Raised in a task, between two calls of user functions, to stop it."""
+
+
+class Control:
+    """What a task and whoever runs it know of one another: calls, errors, and whether to stop.
+
+    Attributes:
+        calls: Calls of user functions so far.
+        max_errors: Errors that the task goes on after; -1: any number.
+        errors: The errors that it went on after.
+    """
+
+    def __init__(self) -> None:
+        """Go on until `stop`, or until the first error."""
+        self.calls = 0
+        self.max_errors = 0
+        self.errors: list[AiodataError] = []
+        self._is_stopped = False
+        self._own_loop: CallLoop | None = None
+        # A loop is in here once for each transform that uses it.
+        self._loops: list[CallLoop] = []
+
+    def checkpoint(self) -> None:
+        """Raise `Stopped` if the task is to stop."""
+        if self._is_stopped:
+            raise Stopped
+
+    def call(self) -> None:
+        """Note that a user function is about to be called."""
+        self.checkpoint()
+        self.calls += 1
+
+    def may_skip(self, num_errors: int) -> bool:
+        """Return whether the task goes on after so many more errors."""
+        return self.max_errors < 0 or len(self.errors) + num_errors <= self.max_errors
+
+    def skip(self, error: AiodataError) -> None:
+        """Note an error, to go on without the rows that it is about; raise it if there were too many."""
+        if not self.may_skip(1):
+            raise error
+        _forget_frames(error)
+        self.errors.append(error)
+
+    def stop(self) -> None:
+        """Have the task stop before its next call, and stop waiting for async ones; from any thread."""
+        self._is_stopped = True
+        for loop in tuple(self._loops):
+            loop.interrupt()
+
+    def settle(self) -> None:
+        """Wait for calls that are in flight; called where the task is not stepped, before it stands still a while.
+
+        Between two steps nothing runs a task's async calls, but the timeouts in them go on. This lets those that
+        have started come to their ends, and starts none. What they return, or raise, the next step takes.
+        """
+        with suppress(Stopped):
+            for loop in dict.fromkeys(self._loops):
+                loop.settle(self.checkpoint)
+
+    @contextmanager
+    def call_loop(self, kept: CallLoop | None) -> Iterator[CallLoop]:
+        """Give the loop for a transform's calls: the one that an actor keeps, else one that lasts as long as the task.
+
+        Args:
+            kept: The actor's loop, if there is one; it is left open.
+        """
+        loop = kept or self._own_loop or CallLoop()
+        if kept is None:
+            self._own_loop = loop
+        self._loops.append(loop)
+        try:
+            yield loop
+        finally:
+            self._loops.remove(loop)
+            if kept is None and loop not in self._loops:
+                self._own_loop = None
+                loop.close()
+
+
+@contextmanager
+def blame(operator: str, origin: Origin) -> Iterator[None]:
+    """Turn an exception of the body into a `TaskError` that names the operator and the rows."""
+    try:
+        yield
+    except AiodataError:
+        raise
+    # From a user's function these are errors like any other: they must not pass for the end of the data.
+    except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:
+        raise TaskError(operator, origin.source, origin.rows, describe(error)) from error
+
+
+def describe(error: BaseException) -> str:
+    """Return an exception's type and text, even where it has no text to give."""
+    try:
+        return f"{type(error).__name__}: {error}"
+    except Exception:  # noqa: BLE001 - a __str__ of the user's may do anything.
+        return type(error).__name__
+
+
+def _forget_frames(error: AiodataError) -> None:
+    """Let go of what an error's frames hold, which is batches and blocks, but keep where the user's function failed."""
+    error.__traceback__ = None
+    cause = error.__cause__
+    if cause is None:
+        return
+    frames = cause.__traceback__
+    while frames is not None and frames.tb_frame.f_globals.get("__name__", "").startswith("aiodata."):
+        frames = frames.tb_next
+    cause.__traceback__ = frames
+    traceback.clear_frames(frames)
