@@ -53,6 +53,10 @@ class Transform(Protocol):
     def calls_in_flight(self) -> int:
         """Calls of a user function that one task has under way at a time."""
 
+    @property
+    def fuses(self) -> bool:
+        """Whether it may be done by the same task as what comes before and after it."""
+
     def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Transform rows as they come."""
 
@@ -72,6 +76,7 @@ class MapBatches:
         constructor_kwargs: Keyword arguments for the class.
         concurrency: Calls of an async function in flight, per task.
         calls_user_code: True.
+        fuses: True.
         kept_loop: The loop that an actor keeps for async calls: clients of a class's making are bound to it.
     """
 
@@ -84,6 +89,7 @@ class MapBatches:
     constructor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 16
     calls_user_code: bool = True
+    fuses: bool = True
     kept_loop: CallLoop | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -184,6 +190,7 @@ class SelectColumns:
     calls_user_code: bool = False
     needs_actor: bool = False
     calls_in_flight: int = 1
+    fuses: bool = True
 
     @property
     def name(self) -> str:
@@ -211,6 +218,7 @@ class FilterRows:
     calls_user_code: bool = False
     needs_actor: bool = False
     calls_in_flight: int = 1
+    fuses: bool = True
 
     @property
     def name(self) -> str:
@@ -238,6 +246,7 @@ class LimitRows:
     calls_user_code: bool = False
     needs_actor: bool = False
     calls_in_flight: int = 1
+    fuses: bool = True
 
     @property
     def name(self) -> str:

@@ -84,11 +84,13 @@ class TaskEnd:
             failed; rows that were under way to the function or back are lost then.
         error: What ended it, if something failed and no more errors were allowed.
         errors: What failed before that, in the order of the input; just the rows that these are about are missing.
+        is_worker_lost: Whether it did not end by itself: its worker is lost.
     """
 
     rest: Position | None = None
     error: AiodataError | None = None
     errors: tuple[AiodataError, ...] = ()
+    is_worker_lost: bool = False
 
 
 @dataclass(frozen=True, slots=True)
