@@ -478,7 +478,9 @@ async def test_short_last_batch_that_is_dropped_is_not_given(runtime: str) -> No
         given.append(len(batch["id"]))
         return len(given)
 
-    async with counted(runtime).aiter_batches(batch_size=25, drop_last=True, collate_fn=note) as batches:
+    async with counted(runtime).aiter_batches(
+        batch_size=25, drop_last=True, collate_fn=note, collate_workers=1
+    ) as batches:
         assert [made async for made in batches] == [1, 2]
     assert given == [25, 25]
     assert batches.stats().rows == 50
