@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-import threading
 import time
-from collections.abc import AsyncIterator, Callable, Generator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import AsyncIterator
 from typing import Any
 
 import pyarrow.compute as pc
@@ -15,78 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiodata import TaskError
-from aiodata.plan.transforms import Control, FilterRows, LimitRows, MapBatches, Stopped
-from aiodata.plan.work import Cuts, TaskEnd, Work, run_work
-from tests.plan.running import EAGER, UNLIMITED, Batch, Output, counted, ids_of, outputs_of, run, step
-
-
-class Calls:
-    """An async function whose calls take as many turns of the loop as they are told, with a record of them."""
-
-    def __init__(self, turns: list[int] | None = None) -> None:
-        self.turns = turns or [0]
-        self.started: list[int] = []
-        self.in_flight: set[int] = set()
-        self.peak = 0
-        self.loops: set[asyncio.AbstractEventLoop] = set()
-
-    async def __call__(self, batch: Batch) -> Batch:
-        first = int(batch["id"][0])
-        with self.noted(first):
-            for _ in range(self.turns[first % len(self.turns)]):
-                await asyncio.sleep(0)
-        return batch
-
-    async def stream(self, batch: Batch) -> AsyncIterator[Batch]:
-        first = int(batch["id"][0])
-        with self.noted(first):
-            for one in batch["id"]:
-                for _ in range(self.turns[int(one) % len(self.turns)]):
-                    await asyncio.sleep(0)
-                yield {"id": [one]}
-
-    async def hang(self, batch: Batch) -> Batch:
-        """Return the first batch; wait for ever with others."""
-        first = int(batch["id"][0])
-        with self.noted(first):
-            if first:
-                await asyncio.Event().wait()
-        return batch
-
-    def noted(self, first: int) -> Noted:
-        self.loops.add(asyncio.get_running_loop())
-        return Noted(self, first)
-
-
-class Noted:
-    """Notes that a call is in flight; it ends when the call does, however that is."""
-
-    def __init__(self, calls: Calls, first: int) -> None:
-        self.calls, self.first = calls, first
-
-    def __enter__(self) -> None:
-        self.calls.started.append(self.first)
-        self.calls.in_flight.add(self.first)
-        self.calls.peak = max(self.calls.peak, len(self.calls.in_flight))
-
-    def __exit__(self, *exc_info: object) -> None:
-        self.calls.in_flight.remove(self.first)
-
-
-def mapped(fn: Callable[..., Any], batch_size: int | None = 1, concurrency: int = 4) -> MapBatches:
-    return MapBatches(fn, batch_size, "numpy", concurrency=concurrency)
-
-
-def start(
-    fn: Callable[..., Any], count: int, *, control: Control | None = None, concurrency: int = 4
-) -> Generator[Output, None, TaskEnd]:
-    """Steps of a work of `count` calls, a block per result."""
-    return run_work(Work((counted(count),), EAGER), [mapped(fn, 1, concurrency)], (), control or Control())
-
-
-def all_cuts() -> st.SearchStrategy[Cuts]:
-    small = st.integers(1, 8)
-    return st.builds(Cuts, st.integers(1, 99), st.integers(1, 99), st.just(2), small, small, st.integers(1, 999), small)
+from aiodata.plan.transforms import FilterRows, LimitRows
+from aiodata.plan.work import Cuts, TaskEnd, Work
+from tests.plan.calls import Calls, all_cuts, mapped, start
+from tests.plan.running import UNLIMITED, Batch, counted, ids_of, outputs_of, run, step
 
 
 @settings(max_examples=60, deadline=None)
@@ -359,120 +289,6 @@ def test_tasks_and_generators_of_the_users_own_end_with_the_work() -> None:
 
     outputs_of(Work((counted(1),), UNLIMITED), [mapped(call)])
     assert sorted(ended) == ["generator", "task"]
-
-
-def test_stop_from_another_thread_interrupts_the_wait() -> None:
-    control = Control()
-    calls = Calls()
-    waiting = threading.Event()
-
-    async def hang(batch: Batch) -> Batch:
-        with calls.noted(int(batch["id"][0])):
-            waiting.set()
-            await asyncio.Event().wait()
-        return batch
-
-    def stop() -> None:
-        waiting.wait()
-        control.stop()
-
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(stop)
-        with pytest.raises(Stopped):
-            step(start(hang, 9, control=control))
-    assert not calls.in_flight
-    assert all(loop.is_closed() for loop in calls.loops)
-    control.stop()  # Also when all is over.
-
-
-@pytest.mark.parametrize("streams", [False, True])
-def test_settle_ends_what_is_in_flight_and_starts_nothing(streams: bool) -> None:
-    control = Control()
-    calls = Calls([0, 50, 50, 50])
-    steps = start(calls.stream if streams else calls, 30, control=control)
-    first = step(steps)
-    assert not isinstance(first, TaskEnd)
-    assert calls.in_flight
-    started = list(calls.started)
-    with ThreadPoolExecutor(1) as thread:
-        thread.submit(control.settle).result()
-    assert calls.started == started
-    assert not calls.in_flight
-    rest: list[Output] = []
-    while not isinstance(output := step(steps), TaskEnd):
-        rest.append(output)
-    assert ids_of([first, *rest]) == list(range(30))
-    control.settle()
-
-
-@settings(max_examples=40, deadline=None)
-@given(
-    pauses=st.sets(st.integers(0, 12)),
-    turns=st.lists(st.integers(0, 9), min_size=1, max_size=7),
-    limits=all_cuts(),
-    streams=st.booleans(),
-)
-def test_blocks_do_not_depend_on_pauses(pauses: set[int], turns: list[int], limits: Cuts, streams: bool) -> None:
-    seen = []
-    for settled in (pauses, set()):
-        control, calls = Control(), Calls(turns)
-        chain = [mapped(calls.stream if streams else calls, 2), mapped(Calls(turns), 3)]
-        steps = run_work(Work((counted(30),), limits), chain, (), control)
-        outputs: list[Output] = []
-        while not isinstance(output := step(steps), TaskEnd):
-            outputs.append(output)
-            if len(outputs) in settled:
-                control.settle()
-        seen.append(([(table.to_pydict(), one.calls) for table, one in outputs], output))
-    assert seen[0] == seen[1]
-    assert seen[0][1].error is None
-
-
-def test_settle_does_not_wait_for_generators_that_wait_for_their_taker() -> None:
-    control = Control()
-
-    async def endless(batch: Batch) -> AsyncIterator[Batch]:
-        while True:
-            yield batch
-
-    steps = start(endless, 9, control=control)
-    assert not isinstance(step(steps), TaskEnd)
-    control.settle()
-    assert not isinstance(step(steps), TaskEnd)
-    steps.close()
-
-
-def test_failure_while_settling_is_raised_by_the_next_step() -> None:
-    control = Control()
-    calls = Calls()
-
-    async def fail(batch: Batch) -> Batch:
-        if batch["id"][0]:
-            for _ in range(50):
-                await asyncio.sleep(0)
-            raise KeyError("oops")
-        return await calls(batch)
-
-    steps = start(fail, 9, control=control)
-    assert not isinstance(step(steps), TaskEnd)
-    control.settle()
-    end = step(steps)
-    assert isinstance(end, TaskEnd)
-    assert isinstance(end.error, TaskError)
-    assert end.error.rows == (1, 2)
-
-
-def test_stop_interrupts_settling() -> None:
-    control = Control()
-    calls = Calls()
-    steps = start(calls.hang, 9, control=control)
-    assert not isinstance(step(steps), TaskEnd)
-    with ThreadPoolExecutor(1) as thread:
-        settling = thread.submit(control.settle)
-        control.stop()
-        settling.result()
-    steps.close()
-    assert not calls.in_flight
 
 
 async def test_work_can_be_stepped_and_closed_where_a_loop_runs() -> None:

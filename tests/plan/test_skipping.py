@@ -19,6 +19,7 @@ from aiodata import AiodataError, SourceError, TaskError
 from aiodata.plan.pieces import Chunk, Origin, Piece, TablePiece
 from aiodata.plan.transforms import Control, FilterRows, MapBatches, SelectColumns, Transform
 from aiodata.plan.work import Cuts, Position, Work
+from tests.plan.calls import all_cuts
 from tests.plan.pieces import UnitsPiece
 from tests.plan.running import EAGER, UNLIMITED, Batch, Output, counted, ids, ids_of, outputs_of, run
 
@@ -63,11 +64,6 @@ def rows_of_error(error: AiodataError) -> set[int]:
     assert isinstance(error, TaskError)
     assert error.rows is not None
     return set(range(*error.rows))
-
-
-def all_cuts() -> st.SearchStrategy[Cuts]:
-    small = st.integers(1, 8)
-    return st.builds(Cuts, st.integers(1, 99), st.integers(1, 99), st.just(2), small, small, st.integers(1, 999), small)
 
 
 @settings(max_examples=100, deadline=None)
