@@ -96,7 +96,7 @@ class DataOpTask:
         pairs = self.handle.pull()
         self._num_waiting = len(pairs)
         for pair in pairs:
-            self._charge(self._runtime.size_of(pair.ref))
+            self._charge(0 if pair.ref is None else self._runtime.size_of(pair.ref))
             self._lane.submit(self, pair)
 
     def emit(self, pair: Pair, outcome: Outcome) -> None:

@@ -33,8 +33,10 @@ from aiodata.runtime.base import Task
 # Pairs whose metadata is fetched together, at most.
 _MAX_FETCHED_TOGETHER = 64
 
-# Small blocks that wait to become jobs, per task in flight, at most.
-_MAX_BLOCKS_PER_TASK = 16
+# Blocks that wait to become jobs, at most: two for each task that may run, and at least so many, since several small
+# ones make a job.
+_BLOCKS_PER_TASK = 2
+_MIN_WAITING_BLOCKS = 64
 
 # The loop gets its turn at least this often, in seconds, however much there is to do.
 _TURN_S = 0.001
@@ -130,7 +132,7 @@ class TaskOperator:
         self._wakeup.set()
 
     def _has_enough_waiting(self) -> bool:
-        has_many = self._jobs.num_bundles >= _MAX_BLOCKS_PER_TASK * self._workers.max_tasks
+        has_many = self._jobs.num_bundles >= max(_BLOCKS_PER_TASK * self._workers.max_tasks, _MIN_WAITING_BLOCKS)
         return has_many or self._jobs.num_bundle_bytes >= self._max_waiting_bytes
 
     async def _store(self, bundle: RefBundle) -> RefBundle:
