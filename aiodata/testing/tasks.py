@@ -19,6 +19,9 @@ from aiodata.testing.faults import FaultKind, FaultSchedule
 from aiodata.testing.steps import Step
 from aiodata.testing.workers import Workers
 
+# One for all: tasks wait in tens of thousands, and each object of theirs costs every garbage collection.
+_NO_STEPS: Iterator[Step] = iter(())
+
 
 @dataclass(slots=True)
 class TaskCounts:
@@ -143,7 +146,7 @@ class SimulatedTask:
         self._state = _State.WAITING
         self._pairs: list[Pair] = []
         self._is_asked = True
-        self._steps: Iterator[Step] = iter(())
+        self._steps = _NO_STEPS
         self._step: Step | None = None
         self._index = 0
         self._num_settled = 0
@@ -344,7 +347,7 @@ class SimulatedTask:
 
     def _let_go(self) -> None:
         """Hold no blocks any more."""
-        self._steps = iter(())
+        self._steps = _NO_STEPS
         self._step = None
         self._refs = ()
 

@@ -63,6 +63,17 @@ def test_dying_stalling_and_slow_workers_lose_and_double_no_row(seed: int, prese
     assert report.left_bytes == 0
 
 
+@pytest.mark.parametrize("faults", [None, Faults(seed=1, kill=0.05, slow=0.1)])
+def test_maps_on_actors_lose_and_double_no_row(faults: Faults | None) -> None:
+    maps = [SimulatedMap(name="model", s_per_block=0.5, needs_actor=True), SimulatedMap(name="after")]
+    options = ExecutionOptions(task_max_retries=50)
+    report = Simulation(source=SOURCE, maps=maps, num_workers=10, options=options, faults=faults).run()
+    assert report.error is None
+    assert report.is_exact
+    assert report.is_accounted_for
+    assert report.left_bytes == 0
+
+
 def test_the_same_simulation_gives_the_same_report() -> None:
     faults = Faults(seed=3, kill=0.05, stall=0.02, slow=0.1)
     assert simulate(faults=faults) == simulate(faults=faults)
