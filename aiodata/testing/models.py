@@ -1,0 +1,152 @@
+"""Models: what the tasks of a simulated run do, instead of files and functions."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from aiodata.bundle import RefBundle
+from aiodata.errors import OptionError
+from aiodata.options import MIB, at_least
+from aiodata.plan.pieces import Chunk, Piece
+from aiodata.plan.transforms import Control, Rows
+from aiodata.testing.blocks import SIMULATED_SCHEMA
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedSource:
+    """A source whose pieces are so many blocks each; its rows are numbered from 0, in order.
+
+    Attributes:
+        num_pieces: Pieces that tasks are given.
+        blocks_per_piece: Blocks that reading a piece yields.
+        rows_per_block: Rows in each.
+        bytes_per_block: Bytes of each.
+        s_per_block: Virtual seconds that reading one takes.
+        name: The name that statistics and errors show.
+
+    Example:
+        >>> SimulatedSource(num_pieces=3, blocks_per_piece=2, rows_per_block=100).count_rows()
+        600
+    """
+
+    num_pieces: int
+    blocks_per_piece: int = 1
+    rows_per_block: int = 1000
+    bytes_per_block: int = MIB
+    s_per_block: float = 0.01
+    name: str = "simulated_source"
+
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        at_least("num_pieces", self.num_pieces, 0)
+        for name in ("blocks_per_piece", "rows_per_block", "bytes_per_block"):
+            at_least(name, getattr(self, name), 1)
+        check_seconds("s_per_block", self.s_per_block)
+
+    def with_columns(self, columns: tuple[str, ...]) -> SimulatedSource | None:
+        """Return None: there is one column."""
+        return None
+
+    def with_filter(self, expression: Any) -> SimulatedSource | None:
+        """Return None: there are no values to filter by."""
+        return None
+
+    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+        """Return all pieces, however many tasks there are."""
+        return [SimulatedPiece(self, index) for index in range(self.num_pieces)]
+
+    def bundles(self) -> Iterable[RefBundle] | None:
+        """Return None: nothing is stored yet."""
+        return None
+
+    def schema(self) -> pa.Schema | None:
+        """Return the one schema of simulated blocks: the column `id`."""
+        return SIMULATED_SCHEMA
+
+    def count_rows(self) -> int | None:
+        """Return the number of rows."""
+        return self.num_pieces * self.blocks_per_piece * self.rows_per_block
+
+
+@dataclass(frozen=True, slots=True)
+class SimulatedPiece:
+    """One of a simulated source's pieces; each of its blocks is a unit."""
+
+    source: SimulatedSource
+    index: int
+
+    @property
+    def weight(self) -> int:
+        """Bytes of its blocks."""
+        return self.source.blocks_per_piece * self.source.bytes_per_block
+
+    def bind(self, blocks: Sequence[pa.Table]) -> Piece:
+        """Return itself: it stands for no block."""
+        return self
+
+    def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
+        """Refuse: only a simulated runtime knows what it stands for.
+
+        Raises:
+            OptionError: Always.
+        """
+        raise OptionError("a SimulatedSource has no data to read; run it on a SimulatedRuntime")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SimulatedMap:
+    """A transform that turns each input block into so many blocks, in so much virtual time.
+
+    Attributes:
+        name: The name that statistics and errors show; give each map of a plan its own.
+        s_per_block: Virtual seconds per input block.
+        rows_ratio: Rows out per row in. Below 1 the first rows of each block are kept, above 1 rows are repeated.
+        bytes_ratio: Bytes out per byte in.
+        blocks_per_input: Blocks out per block in. Each is one call of a function, of as many calls.
+        needs_actor: Whether it runs on actors instead of in tasks.
+        batch_size: None: it takes what comes.
+        calls_user_code: True: it stands for a function of the user's.
+        calls_in_flight: Calls that one worker makes at a time.
+        fuses: False: it is always a stage of its own.
+
+    Example:
+        >>> SimulatedMap(name="decode", s_per_block=0.2, bytes_ratio=8).bytes_ratio
+        8
+    """
+
+    name: str = "simulated_map"
+    s_per_block: float = 0.01
+    rows_ratio: float = 1.0
+    bytes_ratio: float = 1.0
+    blocks_per_input: int = 1
+    needs_actor: bool = False
+    batch_size: int | None = None
+    calls_user_code: bool = True
+    calls_in_flight: int = 1
+    fuses: bool = False
+
+    def __post_init__(self) -> None:
+        """Validate the numbers."""
+        at_least("blocks_per_input", self.blocks_per_input, 1)
+        for name in ("rows_ratio", "bytes_ratio"):
+            if not getattr(self, name) >= 0:
+                raise OptionError(f"{name}={getattr(self, name)!r} must be at least 0")
+        check_seconds("s_per_block", self.s_per_block)
+
+    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
+        """Refuse: only a simulated runtime knows what it stands for.
+
+        Raises:
+            OptionError: Always.
+        """
+        raise OptionError("a SimulatedMap has no function to call; run it on a SimulatedRuntime")
+
+
+def check_seconds(name: str, seconds: float) -> None:
+    """Raise `OptionError` unless `seconds` is a time that can pass."""
+    if not 0 <= seconds < float("inf"):
+        raise OptionError(f"{name}={seconds!r} must be a number of seconds, 0 or more")

@@ -1,0 +1,361 @@
+"""Simulated tasks: steps that take virtual time, with blocks that come out of them, and what may go wrong."""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import anyio
+
+from aiodata.bundle import BlockRef
+from aiodata.errors import AiodataError, TaskError
+from aiodata.plan.work import OutputMetadata, Position, TaskEnd, Work
+from aiodata.runtime.base import OnReady, Pair
+from aiodata.testing.agenda import Agenda
+from aiodata.testing.blocks import BlockStore, SimulatedBlock
+from aiodata.testing.faults import FaultKind, FaultSchedule
+from aiodata.testing.steps import Step
+from aiodata.testing.workers import Workers
+
+# One for all: tasks wait in tens of thousands, and each object of theirs costs every garbage collection.
+_NO_STEPS: Iterator[Step] = iter(())
+
+
+@dataclass(slots=True)
+class TaskCounts:
+    """What became of an operator's tasks.
+
+    Attributes:
+        name: The operator.
+        started: Tasks that were submitted.
+        running: Tasks that have a worker.
+        finished: Tasks that came to an end of their own, failed ones included.
+        cancelled: Tasks that were cancelled before.
+    """
+
+    name: str
+    started: int = 0
+    running: int = 0
+    finished: int = 0
+    cancelled: int = 0
+
+    @property
+    def waiting(self) -> int:
+        """Tasks that have no worker, or none any more after theirs died."""
+        return self.started - self.running - self.finished - self.cancelled
+
+
+@dataclass(frozen=True, slots=True)
+class Late:
+    """Metadata that is known from `known_at` on, in seconds of the loop's clock."""
+
+    known_at: float
+    outcome: OutputMetadata | TaskEnd | Exception
+
+
+class TaskHost(Protocol):
+    """What a task knows of its stage."""
+
+    @property
+    def name(self) -> str:
+        """The operator."""
+
+    @property
+    def counts(self) -> TaskCounts:
+        """What becomes of its tasks."""
+
+    @property
+    def agenda(self) -> Agenda:
+        """The runtime's."""
+
+    @property
+    def store(self) -> BlockStore:
+        """The runtime's."""
+
+    @property
+    def faults(self) -> FaultSchedule:
+        """The runtime's."""
+
+    @property
+    def metadata_delay_s(self) -> float:
+        """Virtual seconds from a pair's surfacing until its metadata is known."""
+
+    @property
+    def cancel_delay_s(self) -> float:
+        """Virtual seconds from a cancellation until the task has stopped."""
+
+    @property
+    def task_max_retries(self) -> int:
+        """How often a task whose worker died is run again."""
+
+    def steps(self, work: Work, refs: Sequence[BlockRef]) -> Iterator[Step]:
+        """Return a task's steps."""
+
+    def metadata(self, step: Step, seconds: float) -> OutputMetadata:
+        """Return what is known of a step's output."""
+
+
+class _State(enum.Enum):
+    """A task's life: it may go back from running to waiting, when its worker dies."""
+
+    WAITING = enum.auto()
+    RUNNING = enum.auto()
+    STOPPING = enum.auto()
+    STOPPED = enum.auto()
+
+
+class SimulatedTask:
+    """Some work, done step by step on a simulated worker.
+
+    There is one event of it on the agenda at most. Those that a cancellation leaves there do nothing.
+    """
+
+    __slots__ = (
+        "_deaths",
+        "_errors",
+        "_host",
+        "_index",
+        "_is_asked",
+        "_num_settled",
+        "_number",
+        "_on_ready",
+        "_pairs",
+        "_produced_bytes",
+        "_refs",
+        "_slowness",
+        "_state",
+        "_step",
+        "_steps",
+        "_stopped",
+        "_work",
+        "_workers",
+    )
+
+    def __init__(
+        self, host: TaskHost, workers: Workers, work: Work, refs: Sequence[BlockRef], on_ready: OnReady
+    ) -> None:
+        """Wait for a worker."""
+        self._host = host
+        self._workers = workers
+        self._work = work
+        self._refs = refs
+        self._on_ready = on_ready
+        self._number = host.counts.started
+        self._state = _State.WAITING
+        self._pairs: list[Pair] = []
+        self._is_asked = True
+        self._steps = _NO_STEPS
+        self._step: Step | None = None
+        self._index = 0
+        self._num_settled = 0
+        self._produced_bytes = 0
+        self._slowness = 1.0
+        self._deaths = 0
+        # By the index of the step that failed; these were skipped.
+        self._errors: dict[int, AiodataError] = {}
+        self._stopped: anyio.Event | None = None
+        host.counts.started += 1
+        workers.request(self)
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it waits for a worker."""
+        return self._state is _State.WAITING
+
+    @property
+    def is_stopped(self) -> bool:
+        """Whether it has ended, or was cancelled and has stopped."""
+        return self._state is _State.STOPPED
+
+    def pull(self) -> list[Pair]:
+        """Return the pairs that have surfaced."""
+        pairs = self._pairs
+        if pairs:
+            self._pairs = []
+        else:
+            self._is_asked = True
+        return pairs
+
+    def cancel(self) -> None:
+        """Stop, after the runtime's `cancel_delay_s` if it runs; what it has produced and nobody pulled is dropped."""
+        if self._state not in (_State.WAITING, _State.RUNNING):
+            return
+        was_running = self._state is _State.RUNNING
+        self._state = _State.STOPPING
+        self._host.counts.cancelled += 1
+        self._host.counts.running -= was_running
+        self._let_go()
+        self._pairs = []
+        delay_s = self._host.cancel_delay_s
+        if was_running and delay_s:
+            self._host.agenda.after(delay_s, self._give_up_worker)
+        elif was_running:
+            self._give_up_worker()
+        else:
+            self._stop()
+
+    async def wait_stopped(self) -> None:
+        """Wait until it runs no more."""
+        if self._state is not _State.STOPPED:
+            if self._stopped is None:
+                self._stopped = anyio.Event()
+            await self._stopped.wait()
+
+    def start(self) -> None:
+        """Begin with the first step, on a worker."""
+        host = self._host
+        self._state = _State.RUNNING
+        host.counts.running += 1
+        self._index = 0
+        self._produced_bytes = 0
+        self._steps = host.steps(self._work, self._refs)
+        self._slowness = 1.0
+        if host.faults.draw_for_task() is FaultKind.SLOW:
+            self._slowness = host.faults.faults.slow_factor
+            host.faults.note(FaultKind.SLOW, host.name, self._number, 0)
+        step = self._step = next(self._steps, None)
+        if step is None:
+            # Not at once: whoever has started it may be about to start others.
+            host.agenda.after(0.0, self._end_empty)
+        else:
+            self._begin(step.seconds * self._slowness)
+
+    def _end_empty(self) -> None:
+        if self._state is _State.RUNNING:
+            self._end()
+            self._tell()
+
+    def _go_on(self, done: Position) -> None:
+        """Begin the next step, unless the work or the allotment is done."""
+        step = self._step = next(self._steps, None)
+        if step is None:
+            self._end()
+        elif step.position != done and self._is_spent():
+            self._end(step.position)
+        else:
+            self._begin(step.seconds * self._slowness)
+
+    def _begin(self, seconds: float) -> None:
+        host = self._host
+        match fault := host.faults.draw_for_block():
+            case None:
+                host.agenda.after(seconds, self._surface)
+            case FaultKind.KILL:
+                host.agenda.after(seconds / 2, self._die)
+            case FaultKind.STALL:
+                host.faults.note(fault, host.name, self._number, self._index)
+                host.agenda.after(seconds + host.faults.faults.stall_s, self._surface)
+            case FaultKind.FAIL if self._index >= self._num_settled:
+                host.agenda.after(seconds, self._fail)
+            case FaultKind.LOSE if self._index >= self._num_settled:
+                host.agenda.after(seconds, self._surface_and_lose)
+            case _:  # What went well the first time does so again.
+                host.agenda.after(seconds, self._surface)
+
+    def _is_spent(self) -> bool:
+        cuts = self._work.cuts
+        # Each step of a map is a call, and a task that only reads makes none.
+        calls = self._index if self._step is not None and self._step.calls else 0
+        return self._produced_bytes >= cuts.task_bytes or calls >= cuts.task_calls
+
+    def _surface(self) -> None:
+        self._finish_step(None)
+
+    def _surface_and_lose(self) -> None:
+        self._finish_step(AiodataError("the block's metadata is lost, as a simulated fault"))
+
+    def _finish_step(self, lost: Exception | None) -> None:
+        step = self._step
+        if self._state is not _State.RUNNING or step is None:
+            return
+        host = self._host
+        # A task that is run again has its outputs matched by index: what has surfaced, or failed, does not do so again.
+        is_new = self._index >= self._num_settled
+        if is_new:
+            if lost is not None:
+                host.faults.note(FaultKind.LOSE, host.name, self._number, self._index, step.inputs)
+            self._num_settled += 1
+            block = SimulatedBlock(host.store, step.rows, step.num_rows, step.num_bytes)
+            self._add_pair(block, lost or host.metadata(step, step.seconds * self._slowness))
+        if self._index not in self._errors:
+            self._produced_bytes += step.num_bytes
+        self._index += 1
+        self._go_on(step.position)
+        if is_new:
+            self._tell()
+
+    def _fail(self) -> None:
+        """Fail as a user's function does that raises; go on without its rows as long as errors are allowed."""
+        step = self._step
+        if self._state is not _State.RUNNING or step is None:
+            return
+        host = self._host
+        host.faults.note(FaultKind.FAIL, host.name, self._number, self._index, step.inputs)
+        span = (step.inputs[0][0], step.inputs[-1][1]) if step.inputs else None
+        error = TaskError(host.name, "simulated rows", span, "a simulated fault")
+        if self._work.max_errors < 0 or len(self._errors) < self._work.max_errors:
+            self._errors[self._index] = error
+            self._num_settled += 1
+            self._index += 1
+            self._go_on(step.position)
+        else:
+            rest = next((other.position for other in self._steps if other.position != step.position), None)
+            self._end(rest, error)
+        self._tell()
+
+    def _die(self) -> None:
+        """Lose the worker; wait for another, unless it has been run often enough."""
+        if self._state is not _State.RUNNING:
+            return
+        host = self._host
+        host.faults.note(FaultKind.KILL, host.name, self._number, self._index)
+        self._deaths += 1
+        if self._deaths > host.task_max_retries:
+            self._end(None, AiodataError(f"a worker of {host.name} died {self._deaths} times"))
+            self._tell()
+            return
+        self._state = _State.WAITING
+        host.counts.running -= 1
+        self._workers.release()
+        host.agenda.after(host.faults.faults.restart_s, self._try_again)
+
+    def _try_again(self) -> None:
+        if self._state is _State.WAITING:
+            self._workers.request(self)
+
+    def _end(self, rest: Position | None = None, error: AiodataError | None = None) -> None:
+        """Add the last pair, and make room for others."""
+        self._host.counts.finished += 1
+        self._host.counts.running -= 1
+        self._add_pair(None, TaskEnd(rest, error, tuple(self._errors.values())))
+        self._let_go()
+        self._give_up_worker()
+
+    def _add_pair(self, block: SimulatedBlock | None, outcome: OutputMetadata | TaskEnd | Exception) -> None:
+        if self._host.metadata_delay_s or isinstance(outcome, Exception):
+            late = Late(self._host.agenda.now + self._host.metadata_delay_s, outcome)
+            self._pairs.append(Pair(block, late))
+        else:
+            self._pairs.append(Pair(block, outcome))
+
+    def _tell(self) -> None:
+        if self._is_asked and self._pairs:
+            self._is_asked = False
+            self._on_ready(self)
+
+    def _let_go(self) -> None:
+        """Hold no blocks any more."""
+        self._steps = _NO_STEPS
+        self._step = None
+        self._refs = ()
+
+    def _give_up_worker(self) -> None:
+        self._stop()
+        self._workers.release()
+
+    def _stop(self) -> None:
+        self._state = _State.STOPPED
+        if self._stopped is not None:
+            self._stopped.set()

@@ -1,0 +1,110 @@
+"""Simulated workers: a pool of CPUs and GPUs that tasks and actors wait for, first come, first served."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import Protocol
+
+from aiodata.errors import OptionError
+from aiodata.plan.nodes import Resources
+
+# Sums of fractions of CPUs may be off by this much.
+_TOLERANCE = 1e-9
+
+
+class Waiter(Protocol):
+    """What waits for room to run, and then runs."""
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether it still waits; one that was cancelled does not."""
+
+    def start(self) -> None:
+        """Run: what it takes was set aside for it."""
+
+
+class Workers(Protocol):
+    """Where tasks run."""
+
+    def request(self, waiter: Waiter) -> None:
+        """Start it as soon as there is room for it, and for all that came before it."""
+
+    def release(self) -> None:
+        """Take back what one that was started took."""
+
+
+class Pool:
+    """CPUs and GPUs.
+
+    Args:
+        num_cpus: CPUs.
+        num_gpus: GPUs.
+    """
+
+    def __init__(self, num_cpus: float, num_gpus: float) -> None:
+        """All are free."""
+        self.num_cpus = num_cpus
+        self.num_gpus = num_gpus
+        self._free_cpus = num_cpus
+        self._free_gpus = num_gpus
+        self._waiting: deque[tuple[Share, Waiter]] = deque()
+
+    def share(self, resources: Resources) -> Share:
+        """Return what those of one kind take; one CPU unless something else is asked for.
+
+        Raises:
+            OptionError: There is not so much.
+        """
+        num_gpus = resources.num_gpus or 0.0
+        num_cpus = resources.num_cpus if resources.num_cpus is not None else 1.0
+        if num_cpus > self.num_cpus or num_gpus > self.num_gpus:
+            raise OptionError(
+                f"{resources} is more than the simulated {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs; "
+                "give SimulatedRuntime more num_workers or num_gpus"
+            )
+        return Share(self, num_cpus, num_gpus)
+
+    def request(self, share: Share, waiter: Waiter) -> None:
+        """Start `waiter` in its turn."""
+        if not self._waiting and self._fits(share):
+            self._start(share, waiter)
+        else:
+            self._waiting.append((share, waiter))
+
+    def release(self, share: Share) -> None:
+        """Take back a share, and start whom it was missing."""
+        self._free_cpus += share.num_cpus
+        self._free_gpus += share.num_gpus
+        while self._waiting:
+            share, waiter = self._waiting[0]
+            if waiter.is_waiting and not self._fits(share):
+                return
+            self._waiting.popleft()
+            if waiter.is_waiting:
+                self._start(share, waiter)
+
+    def _fits(self, share: Share) -> bool:
+        return share.num_cpus <= self._free_cpus + _TOLERANCE and share.num_gpus <= self._free_gpus + _TOLERANCE
+
+    def _start(self, share: Share, waiter: Waiter) -> None:
+        self._free_cpus -= share.num_cpus
+        self._free_gpus -= share.num_gpus
+        waiter.start()
+
+
+class Share:
+    """What each task or actor of one kind takes of a pool."""
+
+    def __init__(self, pool: Pool, num_cpus: float, num_gpus: float) -> None:
+        """Take nothing yet."""
+        self.num_cpus = num_cpus
+        self.num_gpus = num_gpus
+        self._pool = pool
+
+    def request(self, waiter: Waiter) -> None:
+        """Start `waiter` in its turn."""
+        self._pool.request(self, waiter)
+
+    def release(self) -> None:
+        """Give back what one took."""
+        self._pool.release(self)
