@@ -8,8 +8,12 @@ refused is told when something has changed.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from aiodata.stats import BudgetStats
+
+# Distinct sizes whose `remover` is kept.
+_MAX_REMOVERS = 1024
 
 # An expectation falls by this factor from task to task, so that one large task does not count for ever.
 _DECAY = 0.9
@@ -28,6 +32,7 @@ class ByteBudget:
         self.live_bytes = 0
         self.peak_live_bytes = 0
         self.expected_bytes = 0
+        self._removers: dict[int, Callable[[], None]] = {}
         self._refused: dict[Callable[[], None], None] = {}
 
     def fits(self, num_bytes: int) -> bool:
@@ -49,6 +54,19 @@ class ByteBudget:
         """Count a block no more: its last reference is gone."""
         self.live_bytes -= num_bytes
         self.tell_refused()
+
+    def remover(self, num_bytes: int) -> Callable[[], None]:
+        """Return what counts a block of so many bytes no more.
+
+        Blocks of one size share it: there may be tens of thousands, and each object is one more for the garbage
+        collections to go through.
+        """
+        remover = self._removers.get(num_bytes)
+        if remover is None:
+            if len(self._removers) >= _MAX_REMOVERS:
+                self._removers.clear()
+            remover = self._removers[num_bytes] = partial(self.remove, num_bytes)
+        return remover
 
     def refuse(self, tell: Callable[[], None]) -> None:
         """Remember whom to tell, once, when it may be worth asking again."""

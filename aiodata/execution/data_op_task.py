@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import enum
 from collections import deque
-from functools import partial
 from typing import Protocol
 
 from aiodata.bundle import BlockRef
@@ -25,6 +24,10 @@ class DataOpTaskState(enum.Enum):
     ACTIVE = enum.auto()
     DRAINED = enum.auto()
     FINISHED = enum.auto()
+
+
+# One for all tasks that have no pair waiting; it stays empty.
+_NOTHING_CHARGED: deque[int | None] = deque(maxlen=0)
 
 
 class TaskOwner(Protocol):
@@ -85,7 +88,7 @@ class DataOpTask:
         self._runtime = runtime
         self._budget = budget
         self._num_waiting = 0
-        self._charged: deque[int | None] = deque()
+        self._charged: deque[int | None] = _NOTHING_CHARGED
         self._expected_bytes = expected_bytes
         budget.expect(expected_bytes)
 
@@ -94,7 +97,10 @@ class DataOpTask:
         if self._num_waiting or self.state is not DataOpTaskState.ACTIVE or self.handle is None:
             return
         pairs = self.handle.pull()
+        if not pairs:
+            return
         self._num_waiting = len(pairs)
+        self._charged = deque()
         for pair in pairs:
             self._charge(0 if pair.ref is None else self._runtime.size_of(pair.ref))
             self._lane.submit(self, pair)
@@ -107,9 +113,8 @@ class DataOpTask:
             if num_bytes is None:
                 num_bytes = outcome.block.num_bytes
                 self._owner.on_unknown_size()
-                self._charge(num_bytes)
-                self._charged.pop()
-            self._runtime.on_release(pair.ref, partial(self._budget.remove, num_bytes))
+                self._count(num_bytes)
+            self._runtime.on_release(pair.ref, self._budget.remover(num_bytes))
             self._owner.on_output(self, pair.ref, outcome)
         else:
             self._uncharge(num_bytes)
@@ -134,11 +139,14 @@ class DataOpTask:
         """Count a block's bytes; they are not expected any more. None: its metadata will say how many they are."""
         self._charged.append(num_bytes)
         if num_bytes is not None:
-            self.produced_bytes += num_bytes
-            self._budget.add(num_bytes)
-            was_expected = min(num_bytes, self._expected_bytes)
-            self._expected_bytes -= was_expected
-            self._budget.expected_bytes -= was_expected
+            self._count(num_bytes)
+
+    def _count(self, num_bytes: int) -> None:
+        self.produced_bytes += num_bytes
+        self._budget.add(num_bytes)
+        was_expected = min(num_bytes, self._expected_bytes)
+        self._expected_bytes -= was_expected
+        self._budget.expected_bytes -= was_expected
 
     def _uncharge(self, num_bytes: int | None) -> None:
         if num_bytes is not None:

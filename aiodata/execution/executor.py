@@ -18,15 +18,22 @@ from aiodata.execution.failures import SkippedErrors
 from aiodata.execution.metadata import MetadataPrefetcher
 from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Operator, Output, UnionOperator
 from aiodata.execution.task_operator import TaskOperator
-from aiodata.execution.workers import TASKS_PER_CPU, ActorPool, TaskWorkers, Workers
+from aiodata.execution.workers import TASKS_PER_CPU, ActorPool, SharedSlots, TaskWorkers, Workers
 from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Plan, Resources
+from aiodata.plan.nodes import Plan
 from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, Stage, UnionStage, optimize
 from aiodata.runtime.base import Runtime
 from aiodata.stats import RunStats
 
 # Bundles that may wait between two operators; a bundle is a reference, and tasks hold back when it is full.
 _MAX_WAITING_BUNDLES = 2
+
+# Tasks that each operator may have in flight whatever the others have: the least, and one of so many CPUs.
+_MIN_TASKS = 2
+_TASK_PARTS = 8
+
+# Tasks of an operator that take no CPU.
+_MAX_WEIGHTLESS_TASKS = 64
 
 # The part of the runtime's memory for blocks that a run may use, unless it is told otherwise: one of so many.
 _STORE_PARTS = 4
@@ -69,6 +76,7 @@ class StreamingExecutor:
             MetadataPrefetcher(runtime.fetch_ready, runtime.fetch, is_inline=not options.metadata_prefetch),
             SkippedErrors(options.max_errored_blocks),
         )
+        self._slots = SharedSlots(TASKS_PER_CPU * runtime.num_cpus)
         self._nodes: list[_Node] = []
         stages = optimize(plan)
         check_cpus(stages, runtime.num_cpus)
@@ -153,13 +161,15 @@ class StreamingExecutor:
 
     def _workers(self, stage: ReadStage | MapStage) -> Workers:
         num_cpus = self.context.runtime.num_cpus
-        if isinstance(stage, ReadStage):
-            return TaskWorkers(TASKS_PER_CPU * num_cpus)
-        if stage.needs_actors:
+        if isinstance(stage, MapStage) and stage.needs_actors:
             least, most = stage.workers or (1, num_cpus)
             return ActorPool(least, most, self.context.options.close_timeout_s)
-        fit = max(1, int(TASKS_PER_CPU * num_cpus / max(stage.resources.num_cpus or 1, 1e-3)))
-        return TaskWorkers(min(fit, stage.workers[1]) if stage.workers else fit)
+        max_tasks, weight = TASKS_PER_CPU * num_cpus, 1.0
+        if isinstance(stage, MapStage):
+            weight = 1.0 if stage.resources.num_cpus is None else stage.resources.num_cpus
+            max_tasks = max(1, int(max_tasks / weight)) if weight else _MAX_WEIGHTLESS_TASKS
+            max_tasks = min(max_tasks, stage.workers[1]) if stage.workers else max_tasks
+        return TaskWorkers(max_tasks, max(_MIN_TASKS, num_cpus // _TASK_PARTS), self._slots, weight)
 
 
 class _Later:

@@ -33,10 +33,10 @@ class _Entry:
 
     __slots__ = ("outcome", "owner", "pair")
 
-    def __init__(self, owner: PairOwner, pair: Pair) -> None:
+    def __init__(self, owner: PairOwner, pair: Pair, outcome: Outcome) -> None:
         self.owner = owner
         self.pair = pair
-        self.outcome: Outcome = None
+        self.outcome = outcome
 
 
 class MetadataPrefetcher:
@@ -79,30 +79,33 @@ class Lane:
         """Nothing is on its way."""
         self._prefetcher = prefetcher
         self._on_emitted = on_emitted
-        self._new: list[_Entry] = []
+        self._new_owners: list[PairOwner] = []
+        self._new_pairs: list[Pair] = []
         self._waiting: deque[_Entry] = deque()
 
     @property
     def num_new(self) -> int:
         """Pairs that `flush` has not seen."""
-        return len(self._new)
+        return len(self._new_pairs)
 
     def submit(self, owner: PairOwner, pair: Pair) -> None:
         """Add a pair; it is emitted by a `flush`, or when its metadata comes."""
-        self._new.append(_Entry(owner, pair))
+        self._new_owners.append(owner)
+        self._new_pairs.append(pair)
 
     async def flush(self) -> None:
         """Fetch the metadata of the pairs that are new, and emit what can be; waits only if prefetching is off."""
-        new, self._new = self._new, []
+        owners, self._new_owners = self._new_owners, []
+        pairs, self._new_pairs = self._new_pairs, []
         if self._prefetcher.is_inline:
-            await self._flush_inline(new)
+            await self._flush_inline(owners, pairs)
             return
-        outcomes = self._prefetcher.fetch_ready([entry.pair for entry in new])
-        for entry, outcome in zip(new, outcomes, strict=True):
+        outcomes = self._prefetcher.fetch_ready(pairs)
+        for owner, pair, outcome in zip(owners, pairs, outcomes, strict=True):
             if outcome is not None and not self._waiting:
-                entry.owner.emit(entry.pair, outcome)
+                owner.emit(pair, outcome)
                 continue
-            entry.outcome = outcome
+            entry = _Entry(owner, pair, outcome)
             self._waiting.append(entry)
             if outcome is None:
                 self._prefetcher.start_waiting(self, entry)
@@ -118,15 +121,15 @@ class Lane:
         if emitted:
             self._on_emitted()
 
-    async def _flush_inline(self, new: list[_Entry]) -> None:
-        for entry in new:
-            [outcome] = self._prefetcher.fetch_ready([entry.pair])
-            if outcome is None:
+    async def _flush_inline(self, owners: list[PairOwner], pairs: list[Pair]) -> None:
+        for owner, pair in zip(owners, pairs, strict=True):
+            entry = _Entry(owner, pair, *self._prefetcher.fetch_ready([pair]))
+            if entry.outcome is None:
                 await self._prefetcher.wait_for(entry)
-                outcome = entry.outcome
-            entry.owner.emit(entry.pair, outcome)
+            owner.emit(pair, entry.outcome)
 
     def clear(self) -> None:
         """Let go of the pairs that are on their way."""
-        self._new.clear()
+        self._new_owners.clear()
+        self._new_pairs.clear()
         self._waiting.clear()

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Sequence
+from collections import defaultdict, deque
 
 from aiodata.bundle import RefBundle
 
@@ -34,24 +33,22 @@ class OutputOrder:
         ahead = job - self.head
         return not self.preserves or (ahead == 0 if is_rest else ahead < self._max_jobs_ahead)
 
-    def add(self, job: int, bundle: RefBundle) -> Sequence[RefBundle]:
-        """Take a bundle of a job; return the bundles that may leave now."""
+    def add(self, job: int, bundle: RefBundle, released: deque[RefBundle]) -> None:
+        """Take a bundle of a job; add it to those that are released, if it may leave now."""
         if not self.preserves or job == self.head:
-            return (bundle,)
-        self._held[job].append(bundle)
-        return ()
+            released.append(bundle)
+        else:
+            self._held[job].append(bundle)
 
-    def finish(self, job: int) -> Sequence[RefBundle]:
-        """Note that a job has no more bundles; return the bundles that may leave now."""
+    def finish(self, job: int, released: deque[RefBundle]) -> None:
+        """Note that a job has no more bundles; add those that may leave now to those that are released."""
         if not self.preserves:
-            return ()
+            return
         self._finished.add(job)
-        released: list[RefBundle] = []
         while self.head in self._finished:
             self._finished.discard(self.head)
             self.head += 1
             released += self._held.pop(self.head, [])
-        return released
 
     def clear(self) -> None:
         """Let go of the bundles that are held back."""

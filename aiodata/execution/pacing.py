@@ -52,6 +52,8 @@ class Pacing:
         self._calls_in_flight = calls_in_flight
         self._calls = 0
         self._seconds = 0.0
+        # Numbers that are as before are the same object: thousands of tasks refer to it.
+        self._latest: Cuts | None = None
 
     def observe(self, output: OutputMetadata) -> None:
         """Learn from an output."""
@@ -68,7 +70,7 @@ class Pacing:
             seconds_per_call = max(self._seconds / self._calls, 1e-7)
             calls_per_block = first_block_calls = _clamp(_BLOCK_S / seconds_per_call)
             task_calls = _clamp(_TASK_S / seconds_per_call)
-        return Cuts(
+        cuts = Cuts(
             first_block_bytes=min(_FIRST_BLOCK_BYTES, target) if is_early else target,
             target_block_bytes=target,
             growth=_GROWTH,
@@ -77,6 +79,9 @@ class Pacing:
             task_bytes=self._task_bytes,
             task_calls=task_calls,
         )
+        if cuts != self._latest:
+            self._latest = cuts
+        return self._latest
 
 
 def _clamp(calls: float) -> int:

@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from time import perf_counter
 
 import anyio
@@ -89,6 +88,8 @@ class TaskOperator:
         self._room = Wakeup()
         self._warned = False
         self._lane = run.prefetcher.lane(self._wakeup.set)
+        # Tens of thousands of tasks may refer to it: one object for all.
+        self._tell = self._on_ready
 
     @property
     def is_idle(self) -> bool:
@@ -142,7 +143,7 @@ class TaskOperator:
             return bundle
         num_bytes = bundle.metadata.num_bytes
         self._run.budget.add(num_bytes)
-        self._run.runtime.on_release(ref, partial(self._run.budget.remove, num_bytes))
+        self._run.runtime.on_release(ref, self._run.budget.remover(num_bytes))
         return replace(bundle, ref=ref)
 
     async def _drive(self, output: Output) -> None:
@@ -191,7 +192,7 @@ class TaskOperator:
         job = self._jobs.take(self._workers.num_free)
         task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, expected_bytes)
         work = Work(job.pieces, cuts, job.start, self._run.skipped.num_left)
-        task.handle = self._workers.submit(work, job.refs, self._on_ready)
+        task.handle = self._workers.submit(work, job.refs, self._tell)
         self._running[task.handle] = task
         self.counters.tasks += 1
         self._room.set()
@@ -218,7 +219,7 @@ class TaskOperator:
         self._pacing.observe(metadata)
         self.counters.add(metadata)
         if metadata.block.num_rows:
-            self._outputs += self._order.add(task.job.number, RefBundle.whole(ref, metadata.block))
+            self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._outputs)
 
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
         """Skip a block that was dropped, if that may be."""
@@ -243,7 +244,7 @@ class TaskOperator:
         if end.rest is not None:
             self._jobs.add_rest(task.job.rest(end.rest))
         else:
-            self._outputs += self._order.finish(task.job.number)
+            self._order.finish(task.job.number, self._outputs)
         self._wakeup.set()
 
     async def _stop(self) -> None:

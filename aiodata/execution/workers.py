@@ -38,7 +38,7 @@ class Workers(Protocol):
         """Start a task, where `num_free` is not 0."""
 
     def release(self, task: Task, *, is_lost: bool = False) -> None:
-        """Take note that a task has ended, maybe because its worker is lost; repeats are harmless."""
+        """Take note that a task has ended, maybe because its worker is lost."""
 
     def want_more(self) -> None:
         """Take note that more tasks could be started than there are workers."""
@@ -50,43 +50,85 @@ class Workers(Protocol):
         """Stop what was started."""
 
 
+class SharedSlots:
+    """How many tasks all operators of a run have in flight together, in tasks of one CPU.
+
+    More would only wait in the runtime, and thousands of waiting tasks cost memory and garbage collections.
+
+    Args:
+        total: How many.
+    """
+
+    def __init__(self, total: float) -> None:
+        """All are free."""
+        self.num_free = total
+        self._refused: dict[Callable[[], None], None] = {}
+
+    def take(self, weight: float) -> None:
+        """Take a slot; there may be none, where an operator takes one that it is guaranteed."""
+        self.num_free -= weight
+
+    def give_back(self, weight: float) -> None:
+        """Give a slot back, and have all who were refused ask again."""
+        self.num_free += weight
+        if self._refused:
+            refused, self._refused = self._refused, {}
+            for tell in refused:
+                tell()
+
+    def refuse(self, tell: Callable[[], None]) -> None:
+        """Remember whom to tell, once, when a slot is given back."""
+        self._refused[tell] = None
+
+
 class TaskWorkers:
     """Tasks that the runtime starts where it has room.
 
     Args:
         max_tasks: How many may be in flight.
+        num_guaranteed: How many of them need no slot: each operator can go on whatever the others do.
+        slots: What it shares with the other operators.
+        weight: What a task takes of a slot.
     """
 
-    def __init__(self, max_tasks: int) -> None:
+    def __init__(self, max_tasks: int, num_guaranteed: int, slots: SharedSlots, weight: float) -> None:
         """Nothing runs."""
-        self._stages: list[Stage] = []
-        self._running: set[Task] = set()
+        self._opened: list[_Opened] = []
+        self._num_running = 0
+        self._num_guaranteed = num_guaranteed
+        self._slots = slots
+        self._weight = weight
         self.max_tasks = max_tasks
 
     @property
     def num_free(self) -> int:
         """Tasks that can be submitted now."""
-        return self.max_tasks - len(self._running)
+        shared = int(self._slots.num_free / self._weight) if self._weight else self.max_tasks
+        return min(self.max_tasks - self._num_running, max(shared, self._num_guaranteed - self._num_running, 0))
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> Task:
         """Start a task."""
-        task = self._stages[0].submit(work, refs, on_ready)
-        self._running.add(task)
-        return task
+        self._num_running += 1
+        self._slots.take(self._weight)
+        return self._opened[0].stage.submit(work, refs, on_ready)
 
     def release(self, task: Task, *, is_lost: bool = False) -> None:
         """Take note that a task has ended."""
-        self._running.discard(task)
+        self._num_running -= 1
+        self._slots.give_back(self._weight)
 
     def want_more(self) -> None:
-        """Do nothing: the runtime has no more."""
+        """Be told when other operators' tasks end."""
+        self._slots.refuse(self._opened[0].on_change)
 
     def open(self, stage: Stage, group: TaskGroup, on_change: Callable[[], None]) -> None:
         """Take the stage that starts them."""
-        self._stages.append(stage)
+        self._opened.append(_Opened(stage, group, on_change))
 
     async def close(self) -> None:
-        """Do nothing: the operator cancels its tasks."""
+        """Give all slots back; the operator has cancelled its tasks."""
+        self._slots.give_back(self._num_running * self._weight)
+        self._num_running = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +13,6 @@ import pyarrow as pa
 RowRanges = tuple[tuple[int, int], ...]
 
 SIMULATED_SCHEMA = pa.schema([("id", pa.int64())])
-
-_NO_CALLBACKS: tuple[Callable[[], None], ...] = ()
 
 
 class BlockStore:
@@ -45,12 +43,12 @@ class BlockStore:
         block.table = table
         return block
 
-    def release(self, num_bytes: int, callbacks: Sequence[Callable[[], None]]) -> None:
-        """Count a block no more; called wherever its last reference went, so the callbacks wait for the loop."""
+    def release(self, num_bytes: int, on_released: Callable[[], None] | None) -> None:
+        """Count a block no more; called wherever its last reference went, so the callback waits for the loop."""
         self.live_bytes -= num_bytes
-        if not callbacks:
+        if on_released is None:
             return
-        self._released.extend(callbacks)
+        self._released.append(on_released)
         if self._is_scheduled or self._loop.is_closed():
             return
         self._is_scheduled = True
@@ -75,10 +73,10 @@ class SimulatedBlock:
         num_rows: Rows.
         num_bytes: Bytes that it stands for.
         table: Its data, if it was put as a table.
-        callbacks: What to call when its last reference is gone.
+        on_released: What to call when its last reference is gone.
     """
 
-    __slots__ = ("_store", "callbacks", "num_bytes", "num_rows", "rows", "table")
+    __slots__ = ("_store", "num_bytes", "num_rows", "on_released", "rows", "table")
 
     def __init__(self, store: BlockStore, rows: RowRanges, num_rows: int, num_bytes: int) -> None:
         """Count as alive."""
@@ -87,14 +85,14 @@ class SimulatedBlock:
         self.num_rows = num_rows
         self.num_bytes = num_bytes
         self.table: pa.Table | None = None
-        self.callbacks = _NO_CALLBACKS
+        self.on_released: Callable[[], None] | None = None
         store.live_bytes += num_bytes
         if store.live_bytes > store.peak_live_bytes:
             store.peak_live_bytes = store.live_bytes
 
     def __del__(self) -> None:
         # Measured at 0.2 µs, half of what a weak reference with a callback takes.
-        self._store.release(self.num_bytes, self.callbacks)
+        self._store.release(self.num_bytes, self.on_released)
 
     def __repr__(self) -> str:
         return f"<SimulatedBlock rows={self.rows} num_bytes={self.num_bytes}>"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Self
 
 import anyio
@@ -176,7 +176,8 @@ class SimulatedRuntime:
     def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
         """Call `callback` once, in the event loop, when nothing refers to a block any more."""
         block = _block(ref)
-        block.callbacks = (*block.callbacks, callback)
+        earlier = block.on_released
+        block.on_released = callback if earlier is None else partial(_call_both, earlier, callback)
 
     def _parts(self) -> tuple[Agenda, BlockStore, FaultSchedule]:
         if not self._opened:
@@ -237,3 +238,8 @@ def _block(ref: BlockRef) -> SimulatedBlock:
     if not isinstance(ref, SimulatedBlock):
         raise OptionError(f"a simulated runtime has no block {type(ref).__name__}; put it there first")
     return ref
+
+
+def _call_both(first: Callable[[], None], second: Callable[[], None]) -> None:
+    first()
+    second()
