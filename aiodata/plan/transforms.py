@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from inspect import isgenerator
 from typing import Any, Protocol
 
@@ -245,3 +245,23 @@ def _take_origin(origins: deque[tuple[int, Origin]], num_rows: int) -> Origin:
             origins.appendleft((available - taken, origin.slice(taken, available - taken)))
     assert first is not None, "a batch has rows, so it has an origin"
     return first
+
+
+def build(chain: Sequence[Transform]) -> tuple[Transform, ...]:
+    """Return a chain with each class replaced by an instance, for an actor to keep until it calls `close`.
+
+    Raises:
+        TaskError: A constructor failed.
+    """
+    return tuple(_build(transform) for transform in chain)
+
+
+def close(chain: Sequence[Transform]) -> None:
+    """Close what `build` has opened, when an actor ends."""
+
+
+def _build(transform: Transform) -> Transform:
+    if not isinstance(transform, MapBatches) or not isinstance(transform.fn, type):
+        return transform
+    with blame(transform.name, Origin("its constructor", None)):
+        return replace(transform, fn=transform.fn())
