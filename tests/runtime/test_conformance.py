@@ -187,10 +187,11 @@ async def test_blocks_of_one_task_are_the_input_of_another(opened: Runtime, read
 
 
 async def test_wide_schema_is_metadata_like_any_other(opened: Runtime, reader: Reader) -> None:
-    wide = TablePiece(
-        pa.table({f"a_column_with_a_long_name_{index}": [index] for index in range(5000)}), Origin("", None)
-    )
-    outputs, end = await reader.read((await stage(opened)).submit(work(wide), [], reader.on_ready))
+    def widen(_: Batch) -> pa.Table:
+        return pa.table({f"a_column_with_a_long_name_{index}": [index] for index in range(5000)})
+
+    task = (await stage(opened, mapped(widen))).submit(work(piece(0, 1)), [], reader.on_ready)
+    outputs, end = await reader.read(task)
     assert end == TaskEnd()
     assert [len(metadata.block.schema) for _, metadata in outputs] == [5000]
 
@@ -321,7 +322,11 @@ async def test_bytes_of_a_block_are_known_when_it_is_there(opened: Runtime, read
     size = opened.size_of(ref)
     assert size is not None
     assert table.nbytes <= size <= table.nbytes + 4096
-    task = (await stage(opened)).submit(work(TablePiece(table, Origin("", None))), [], reader.on_ready)
+
+    def make(_: Batch) -> Batch:
+        return {"id": list(range(100_000))}
+
+    task = (await stage(opened, mapped(make))).submit(work(piece(0, 1)), [], reader.on_ready)
     [(made, metadata)], _ = await reader.read(task)
     size = opened.size_of(made)
     assert size is not None
@@ -336,7 +341,7 @@ async def test_release_of_a_block_is_told_once_when_its_last_reference_goes(open
     held = await opened.put(pa.table({"id": range(10)}))
     opened.on_release(made, lambda: released.append("made"))
     opened.on_release(held, lambda: released.append("held"))
-    user = chain.submit(work(BlockPiece(0, 0, 10, 80, "")), [held], reader.on_ready)
+    user = chain.submit(work(BlockPiece(0, 0, 10, 80, "")), [made], reader.on_ready)
     assert await reader.rows(user) == list(range(10))
     del user
     await anyio.wait_all_tasks_blocked()
