@@ -2,17 +2,21 @@
 
 A task is a generator that is stepped in a worker thread, one output block per step. Between steps it holds no thread,
 so a consumer that is slow, or gone, holds up nobody. All runs of an event loop share one limit of as many threads as
-there are CPUs; reading uses just its own thread, and so Arrow's pool adds none.
+there are CPUs; reading uses just its own thread, and so Arrow's pool adds none. What a task or an actor asks for in
+CPUs or GPUs changes nothing here: each step takes one thread, and this process sees all GPUs.
 """
 
 from __future__ import annotations
 
+import asyncio
 import os
+import weakref
 from collections import deque
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
 from functools import partial
 from types import TracebackType
-from typing import Self
+from typing import Self, TypeVar
 
 import anyio
 import anyio.lowlevel
@@ -20,23 +24,27 @@ import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock
 from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
-from aiodata.errors import OptionError
+from aiodata.errors import AiodataError, OptionError
 from aiodata.options import ExecutionOptions
-from aiodata.plan.transforms import Transform
-from aiodata.plan.work import OutputMetadata, Work, run_work
-from aiodata.runtime.base import Task, TaskOutput, TaskState
+from aiodata.plan.transforms import Control, Stopped, Transform, build, close
+from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
+from aiodata.runtime.base import OnReady, Outcome, Pair, Resources
+from aiodata.runtime.failures import as_failure
 
-# Outputs of a task that may wait to be pulled before it pauses.
-_MAX_WAITING_OUTPUTS = 2
+# Pairs of a task that may wait to be pulled before it pauses.
+_MAX_WAITING_PAIRS = 2
+
+# The memory that is assumed where the platform does not say, in bytes.
+_ASSUMED_MEMORY_BYTES = 4 << 30
 
 _limiter: anyio.lowlevel.RunVar[anyio.CapacityLimiter] = anyio.lowlevel.RunVar("aiodata_local_cpus")
 
+T = TypeVar("T")
+Chain = Sequence[Transform]
+Blocks = Generator[tuple[pa.Table, OutputMetadata], None, TaskEnd]
 
-Blocks = Generator[tuple[pa.Table, OutputMetadata], None, None]
-
-
-class _Stopped(BaseException):
-    """Raised in a worker thread to stop a task between two calls of the user's code."""
+# Gives a task the chain that it runs, for as long as it runs it.
+Turn = Callable[[], AbstractAsyncContextManager[Chain]]
 
 
 class LocalRuntime:
@@ -47,6 +55,7 @@ class LocalRuntime:
     def __init__(self, options: ExecutionOptions) -> None:
         """Prepare."""
         self.num_cpus = options.num_cpus or _cpu_count()
+        self.store_bytes = _memory_bytes()
         self.limiter = _shared_limiter() if options.num_cpus is None else anyio.CapacityLimiter(options.num_cpus)
         self.close_timeout_s = options.close_timeout_s
         self.group = anyio.create_task_group()
@@ -63,9 +72,9 @@ class LocalRuntime:
         self.group.cancel_scope.cancel()
         return await self.group.__aexit__(kind, error, traceback)
 
-    async def stage(self, name: str, chain: Sequence[Transform]) -> _LocalStage:
+    async def stage(self, name: str, chain: Chain, resources: Resources) -> LocalStage:
         """Hold on to the chain: nothing has to be sent anywhere."""
-        return _LocalStage(self, name, chain)
+        return LocalStage(self, name, chain)
 
     async def put(self, block: pa.Table) -> BlockRef:
         """Return the block as its own reference."""
@@ -75,105 +84,229 @@ class LocalRuntime:
         """Return the block; nothing is copied."""
         return _table_of(ref)
 
+    def fetch_ready(self, pairs: Sequence[Pair]) -> list[Outcome]:
+        """Return the pairs' metadata, which they have with them."""
+        return [pair.metadata for pair in pairs]
 
-class _LocalStage:
-    def __init__(self, runtime: LocalRuntime, name: str, chain: Sequence[Transform]) -> None:
+    async def fetch(self, pair: Pair) -> OutputMetadata | TaskEnd:
+        """Return a pair's metadata, which it has with it."""
+        metadata: OutputMetadata | TaskEnd = pair.metadata
+        return metadata
+
+    def size_of(self, ref: BlockRef) -> int | None:
+        """Return a block's bytes."""
+        return int(_table_of(ref).nbytes)
+
+    def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
+        """Have the table tell when it is gone; slices that outlive it hold its buffers, and are not seen."""
+        loop = asyncio.get_running_loop()
+        weakref.finalize(_table_of(ref), _tell, loop, callback).atexit = False
+
+    async def call(self, call: Callable[[], T]) -> T:
+        """Run a call in a worker thread when a CPU is free; cancelled, wait for it for the close timeout."""
+        async with self.limiter:
+            return await call_in_thread(call, grace_s=self.close_timeout_s)
+
+
+class LocalStage:
+    """A chain of transforms as it was given.
+
+    Args:
+        runtime: Where its tasks run.
+        name: The stage's name.
+        chain: The transforms.
+    """
+
+    def __init__(self, runtime: LocalRuntime, name: str, chain: Chain) -> None:
+        """Hold on to them."""
         self._runtime = runtime
         self._name = name
         self._chain = chain
 
-    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: Callable[[Task], None]) -> LocalTask:
-        task = LocalTask(self._runtime, on_ready)
-        blocks = [_table_of(ref) for ref in refs]
-        self._runtime.group.start_soon(
-            task.run, run_work(work, self._chain, blocks, task.checkpoint), name=f"local task {self._name}"
-        )
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> LocalTask:
+        """Start a task."""
+        return LocalTask(self._runtime, self._name, work, refs, on_ready, lambda: nullcontext(self._chain))
+
+    def start_actor(self) -> LocalActor:
+        """Start an actor, which is no more than the state of the chain and an order of tasks."""
+        return LocalActor(self._runtime, self._name, self._chain)
+
+
+class LocalActor:
+    """Keeps what `build` makes of a chain, and lets one task at a time use it.
+
+    Args:
+        runtime: Where its tasks run.
+        name: The stage's name.
+        chain: The transforms.
+    """
+
+    def __init__(self, runtime: LocalRuntime, name: str, chain: Chain) -> None:
+        """Begin to build."""
+        self._runtime = runtime
+        self._name = name
+        self._chain = chain
+        self._error: AiodataError | None = None
+        self._tasks: weakref.WeakSet[LocalTask] = weakref.WeakSet()
+        self._free = anyio.Lock()
+        self._built = anyio.Event()
+        self._gone = anyio.Event()
+        self._scope = anyio.CancelScope()
+        runtime.group.start_soon(self._run, name=f"local actor {name}")
+
+    async def wait_ready(self) -> None:
+        """Wait until the chain is built."""
+        await self._built.wait()
+        if self._error is not None:
+            raise self._error
+
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> LocalTask:
+        """Start a task that waits for its turn."""
+        task = LocalTask(self._runtime, self._name, work, refs, on_ready, self._turn)
+        self._tasks.add(task)
         return task
+
+    def stop(self) -> None:
+        """Cancel its tasks, and let go of the state."""
+        self._scope.cancel()
+        for task in list(self._tasks):
+            task.cancel()
+
+    async def wait_stopped(self) -> None:
+        """Wait until its tasks have stopped and the state is closed."""
+        await self._gone.wait()
+
+    @asynccontextmanager
+    async def _turn(self) -> AsyncIterator[Chain]:
+        async with self._free:
+            await self.wait_ready()
+            yield self._chain
+
+    async def _run(self) -> None:
+        built: Chain = ()
+        try:
+            with self._scope:
+                built = await self._build()
+                await anyio.sleep_forever()
+        finally:
+            self.stop()
+            if not self._built.is_set():
+                self._error = AiodataError(f"an actor of {self._name} was stopped before its state was built")
+                self._built.set()
+            with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
+                for task in list(self._tasks):
+                    await task.wait_stopped()
+                await call_in_thread(partial(close, built), grace_s=self._runtime.close_timeout_s)
+            self._chain = ()
+            self._gone.set()
+
+    async def _build(self) -> Chain:
+        try:
+            self._chain = await self._runtime.call(partial(build, self._chain))
+        except Exception as error:  # noqa: BLE001 - whoever waits for the actor gets it.
+            self._error = as_failure(error)
+            self._chain = ()
+        self._built.set()
+        return self._chain
 
 
 class LocalTask:
-    """Steps a generator of blocks in worker threads."""
+    """Steps a generator of blocks in worker threads.
 
-    def __init__(self, runtime: LocalRuntime, on_ready: Callable[[Task], None]) -> None:
-        """Prepare; the runtime's task group runs it."""
-        self.state = TaskState.ACTIVE
+    Args:
+        runtime: Where it runs.
+        name: The name of its stage.
+        work: What to do.
+        refs: The blocks that the work's pieces stand for.
+        on_ready: See `Stage.submit`.
+        turn: What gives it the chain.
+    """
+
+    def __init__(
+        self, runtime: LocalRuntime, name: str, work: Work, refs: Sequence[BlockRef], on_ready: OnReady, turn: Turn
+    ) -> None:
+        """Have the runtime's task group run it."""
         self._runtime = runtime
         self._on_ready = on_ready
-        self._outputs: deque[TaskOutput] = deque()
+        self._turn = turn
+        self._control = Control()
+        self._pairs: deque[Pair] = deque()
         self._room = Wakeup()
         self._scope = anyio.CancelScope()
         self._is_stepping = False
         self._ended = anyio.Event()
-        self._stop = False
-        self._error: Exception | None = None
+        blocks = [_table_of(ref) for ref in refs]
+        runtime.group.start_soon(self._run, work, blocks, name=f"local task {name}")
 
-    def pull(self) -> list[TaskOutput]:
-        """Return what is ready; the task goes on when all of it has been taken."""
-        outputs = list(self._outputs)
-        self._outputs.clear()
+    def pull(self) -> list[Pair]:
+        """Return what is there; the task goes on when all of it has been taken."""
+        pairs = list(self._pairs)
+        self._pairs.clear()
         self._room.set()
-        if self._ended.is_set() and not outputs:
-            self.state = TaskState.FINISHED
-            if self._error is not None:
-                raise self._error
-        return outputs
+        return pairs
 
     def cancel(self) -> None:
         """Stop before the next call of the user's code; a call that outlasts the close timeout is left behind."""
-        if not self._stop:
-            self._stop = True
-            self._scope.cancel()
+        self._control.stop()
+        self._scope.cancel()
 
     async def wait_stopped(self) -> None:
         """Wait until its thread has left the user's code; what it made and nobody has pulled is dropped."""
         await self._ended.wait()
-        self._outputs.clear()
+        self._pairs.clear()
 
-    def checkpoint(self) -> None:
-        """Raise in the worker thread if the task was cancelled."""
-        if self._stop:
-            raise _Stopped
-
-    async def run(self, blocks: Blocks) -> None:
-        """Step the generator until it ends, fails or is cancelled."""
+    async def _run(self, work: Work, tables: Sequence[pa.Table]) -> None:
+        """Run the work when it is its turn, until it ends, fails or is cancelled."""
+        end = TaskEnd()
         try:
             with self._scope, cleared_frames():
-                await self._produce(blocks)
-        except Exception as error:  # noqa: BLE001 - whoever pulls gets it.
-            self._error = error
+                async with self._turn() as chain:
+                    end = await self._produce(run_work(work, chain, tables, self._control))
+        except Exception as error:  # noqa: BLE001 - its end tells of it.
+            end = TaskEnd(None, as_failure(error))
         finally:
+            self._pairs.append(Pair(None, end))
             self._ended.set()
             self._on_ready(self)
 
-    async def _produce(self, blocks: Blocks) -> None:
+    async def _produce(self, blocks: Blocks) -> TaskEnd:
         grace_s = self._runtime.close_timeout_s
         try:
             while True:
-                async with self._runtime.limiter:
-                    output = await call_in_thread(partial(self._step, blocks), grace_s=grace_s)
-                if output is None:
-                    return
-                self._outputs.append(TaskOutput(InlineBlock(output[0]), output[1]))
+                output = await self._runtime.call(partial(self._step, blocks))
+                if isinstance(output, TaskEnd):
+                    return output
+                self._pairs.append(Pair(InlineBlock(output[0]), output[1]))
                 del output
                 self._on_ready(self)
-                while len(self._outputs) >= _MAX_WAITING_OUTPUTS:
+                if len(self._pairs) >= _MAX_WAITING_PAIRS:
+                    await call_in_thread(self._control.settle, grace_s=grace_s)
+                while len(self._pairs) >= _MAX_WAITING_PAIRS:
                     await self._room.wait()
         finally:
-            self._stop = True
+            self._control.stop()
             # One that a thread was left behind in can not be closed.
             if not self._is_stepping:
                 with anyio.move_on_after(grace_s, shield=True):
                     await call_in_thread(blocks.close, grace_s=grace_s)
 
-    def _step(self, blocks: Blocks) -> tuple[pa.Table, OutputMetadata] | None:
-        """Return the next output, None at the end and where the task was cancelled; called in a worker thread."""
+    def _step(self, blocks: Blocks) -> tuple[pa.Table, OutputMetadata] | TaskEnd:
+        """Return the next output, or how the task ended; called in a worker thread."""
         self._is_stepping = True
         try:
-            return next(blocks, None)
-        except _Stopped:
-            return None
+            return next(blocks)
+        except StopIteration as stop:
+            end: TaskEnd = stop.value
+            return end
+        except Stopped:
+            return TaskEnd()
         finally:
             self._is_stepping = False
+
+
+def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
+    with suppress(RuntimeError):  # The loop is closed: nobody is waiting any more.
+        loop.call_soon_threadsafe(callback)
 
 
 def _table_of(ref: BlockRef) -> pa.Table:
@@ -187,6 +320,13 @@ def _cpu_count() -> int:
         return len(os.sched_getaffinity(0))
     except AttributeError:  # Not on this platform.
         return os.cpu_count() or 1
+
+
+def _memory_bytes() -> int:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, OSError, ValueError):  # Not on this platform.
+        return _ASSUMED_MEMORY_BYTES
 
 
 def _shared_limiter() -> anyio.CapacityLimiter:

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import Iterator
 from typing import Any
 
 import pyarrow as pa
 import pytest
 import ray
-from ray.exceptions import RayError
+from ray.exceptions import ObjectRefStreamEndOfStreamError, RayError
 
 from aiodata.concurrency import Wakeup
 from aiodata.runtime.ray import compat
@@ -25,7 +26,7 @@ def pairs(count: int) -> Iterator[tuple[pa.Table, int]]:
         yield pa.table({"x": [index] * 1000}), index
 
 
-def fails_after_one() -> Iterator[tuple[pa.Table, int]]:
+def fails_after_one(_: None) -> Iterator[tuple[pa.Table, int]]:
     yield from pairs(1)
     raise ZeroDivisionError("as planned")
 
@@ -44,7 +45,14 @@ async def read(stream: PairStream) -> list[tuple[ray.ObjectRef, Any]]:
             stream.arm(lambda: loop_says(wakeup.set))
             await wakeup.wait()
         else:
-            taken.append(pair)
+            taken.append((pair[0], metadata_of(*pair)))
+
+
+def metadata_of(block: ray.ObjectRef, metadata: ray.ObjectRef) -> Any:
+    try:
+        return ray.get(metadata)
+    except ObjectRefStreamEndOfStreamError:
+        return ray.get(block)
 
 
 def test_the_private_api_is_that_of_the_ray_it_was_seen_on() -> None:
@@ -66,15 +74,22 @@ async def test_pairs_come_in_order_with_their_blocks(use_private: bool) -> None:
 async def test_error_of_a_task_is_raised_after_its_pairs(use_private: bool) -> None:
     function = compat.streaming_function(fails_after_one, use_private=use_private)
     with pytest.raises(RayError, match="as planned"):
-        await read(compat.pair_stream(function.remote(), use_private=use_private))
+        await read(compat.pair_stream(function.remote(None), use_private=use_private))
 
 
 @PATHS
-async def test_nothing_is_fetched_to_learn_that_it_is_ready(use_private: bool) -> None:
+async def test_block_is_given_as_a_reference(use_private: bool) -> None:
     function = compat.streaming_function(pairs, use_private=use_private)
     [(block, _)] = await read(compat.pair_stream(function.remote(1), use_private=use_private))
-    # A reference whose value is deserialised here would be this very table twice.
     assert isinstance(block, ray.ObjectRef)
+
+
+@PATHS
+async def test_method_of_an_actor_streams_pairs_too(use_private: bool) -> None:
+    actor = compat.actor_class(Streams, streaming="run", use_private=use_private).options(num_cpus=0).remote()
+    stream = compat.pair_stream(actor.run.remote(3), use_private=use_private)
+    assert [metadata for _, metadata in await read(stream)] == [0, 1, 2]
+    ray.kill(actor)
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "public"])
@@ -92,3 +107,43 @@ async def test_settling_is_told_for_values_and_errors(private: bool, monkeypatch
 
 def length(value: str) -> int:
     return len(value)
+
+
+async def test_size_is_known_without_a_fetch_or_none() -> None:
+    assert compat.size_of(ray.put(b"x" * 1_000_000)) == pytest.approx(1_000_000, rel=0.01)
+    pending = ray.remote(wait).remote(30)
+    assert compat.size_of(pending) is None
+    ray.cancel(pending)
+
+
+async def test_release_is_told_once_where_this_ray_can_tell() -> None:
+    loop_says = asyncio.get_running_loop().call_soon_threadsafe
+    released: list[str] = []
+    wakeup = Wakeup()
+    ref = ray.put(b"x")
+
+    def on_released() -> None:
+        released.append("x")
+        loop_says(wakeup.set)
+
+    compat.when_released(ref, on_released)
+    assert released == []
+    del ref
+    await wakeup.wait()
+    assert released == ["x"]
+
+
+async def test_block_counts_as_released_at_once_where_ray_can_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "global_worker", object())
+    released: list[str] = []
+    compat.when_released(ray.put(b"x"), lambda: released.append("x"))
+    assert released == ["x"]
+
+
+def wait(seconds: float) -> None:
+    time.sleep(seconds)
+
+
+class Streams:
+    def run(self, count: int) -> Iterator[tuple[pa.Table, int]]:
+        yield from pairs(count)

@@ -3,25 +3,36 @@
 What is private here, and what the public fallback costs:
 
 - `_num_objects_per_yield=2`: a block and its metadata in one report. Fallback: two yields.
-- `ObjectRefGenerator._get_next_ref_n` / `_consume_next_ref_n`: the references of the next outputs, before they exist.
+- `ObjectRefGenerator._generator_ref`, `CoreWorker.peek_object_ref_stream_n`, `._consume_next_ref_n`,
+  `._stream_exhausted`: the references of the next outputs, before they exist, and whether they do; 4 µs per pair.
   Fallback: `ray.wait` on the generator, then `next`.
 - `_system_config` of `ray.init`: how a cluster that is started here behaves. Fallback: Ray's defaults.
 - `ObjectRef._on_ready`: a callback when a reference is settled, without fetching it. Fallback: a timer that looks
   every few milliseconds.
+- `CoreWorker.add_object_out_of_scope_callback`: a callback when the last reference to an object is gone everywhere.
+  Fallback: the object counts as gone at once, since its Python reference takes no weak references.
+- `global_worker.function_actor_manager`: an object that `ray.shutdown` drops, so that a finalizer tells of it.
+  Fallback: a timer that looks every second.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from typing import Any, Protocol
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectRefStreamEndOfStreamError
+from ray._private.worker import global_worker
+from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError
 
 # How often the public fallback looks whether something is ready, in seconds.
 _FALLBACK_INTERVAL_S = 0.005
+
+# How often it looks whether Ray was shut down, in seconds.
+_SHUTDOWN_INTERVAL_S = 1.0
 
 Callback = Callable[[], object]
 
@@ -40,13 +51,13 @@ def init_ray(address: str | None) -> None:
 
 
 class PairStream(Protocol):
-    """The `(block, metadata)` pairs of a streaming task, read without waiting and without fetching a block."""
+    """The `(block, metadata)` pairs of a streaming task as references, read without waiting and without fetching."""
 
     def arm(self, on_ready: Callback) -> None:
         """Call `on_ready` once, from any thread, when the next pair, or the end, can be taken."""
 
-    def take(self) -> tuple[ray.ObjectRef, Any] | None:
-        """Return the next block's reference and metadata; None: not ready.
+    def take(self) -> tuple[ray.ObjectRef, ray.ObjectRef] | None:
+        """Return the references of the next block and its metadata; None: not there yet.
 
         Raises:
             EOFError: The task has ended and all its pairs were taken.
@@ -61,19 +72,40 @@ def streaming_function(function: Callable[..., Iterator[tuple[Any, Any]]], *, us
             return ray.remote(num_returns="streaming", _num_objects_per_yield=2)(function)
         except ValueError:  # This Ray does not know the option.
             pass
+    return ray.remote(num_returns="streaming")(_one_by_one(function))
 
-    def one_by_one(*args: Any) -> Iterator[Any]:
-        for block, metadata in function(*args):
+
+def actor_class(cls: type, *, streaming: str, use_private: bool = True) -> Any:
+    """Return a class as a Ray actor class whose method `streaming`, a generator of pairs, streams in the same way."""
+    function = getattr(cls, streaming)
+    try:
+        if not use_private:
+            raise ValueError("not to be used")
+        method = ray.method(num_returns="streaming", _num_objects_per_yield=2)(function)
+    except (AssertionError, ValueError):  # This Ray does not know the option.
+        method = ray.method(num_returns="streaming")(_one_by_one(function))
+    return ray.remote(type(cls.__name__, (cls,), {streaming: method}))
+
+
+def _one_by_one(function: Callable[..., Iterator[tuple[Any, Any]]]) -> Callable[..., Iterator[Any]]:
+    # Of a method, Ray takes the first parameter away, which must not be `*args`.
+    def yield_both(first: Any, /, *args: Any) -> Iterator[Any]:
+        for block, metadata in function(first, *args):
             yield block
             yield metadata
 
-    return ray.remote(num_returns="streaming")(one_by_one)
+    return yield_both
 
 
 def pair_stream(generator: Any, *, use_private: bool = True) -> PairStream:
     """Return the pairs of a streaming task's generator."""
-    private = ("_get_next_ref_n", "_consume_next_ref_n")
-    if use_private and all(hasattr(generator, name) for name in private) and hasattr(ray.ObjectRef, "_on_ready"):
+    private = ("_generator_ref", "_consume_next_ref_n", "_stream_exhausted")
+    if (
+        use_private
+        and all(hasattr(generator, name) for name in private)
+        and hasattr(global_worker.core_worker, "peek_object_ref_stream_n")
+        and hasattr(ray.ObjectRef, "_on_ready")
+    ):
         return _PeekedPairs(generator)
     return _WaitedPairs(generator)
 
@@ -86,37 +118,93 @@ def when_settled(ref: ray.ObjectRef, on_settled: Callback) -> None:
         ref.future().add_done_callback(lambda _: on_settled())
 
 
+def size_of(ref: ray.ObjectRef) -> int | None:
+    """Return an object's bytes if this process knows them; asks nobody (2 µs)."""
+    size: int | None = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("object_size")
+    return size
+
+
+def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:
+    """Call `on_released` once, from any thread, when nobody refers to an object any more; only its owner is told.
+
+    Where this Ray can not tell, or another process owns the object, it is called at once.
+    """
+    try:
+        is_told = global_worker.core_worker.add_object_out_of_scope_callback(ref, lambda _: on_released())
+    except (AttributeError, ValueError):
+        is_told = False
+    if not is_told:
+        on_released()
+
+
+def when_shut_down(on_shutdown: Callback) -> Callback:
+    """Call `on_shutdown`, from any thread, when Ray is shut down in this process; return what stops the watch.
+
+    Called in an event loop.
+    """
+    try:
+        watch = weakref.finalize(global_worker.function_actor_manager, on_shutdown)
+    except (AttributeError, TypeError):
+        return _look_for_shutdown(on_shutdown)
+    watch.atexit = False
+    return watch.detach
+
+
+def _look_for_shutdown(on_shutdown: Callback) -> Callback:
+    loop = asyncio.get_running_loop()
+    timers: list[asyncio.TimerHandle] = []
+
+    def look() -> None:
+        if ray.is_initialized():
+            timers[:] = [loop.call_later(_SHUTDOWN_INTERVAL_S, look)]
+        else:
+            on_shutdown()
+
+    timers.append(loop.call_later(_SHUTDOWN_INTERVAL_S, look))
+    return lambda: timers[0].cancel()
+
+
 class _PeekedPairs:
     """Reads pairs by peeking at their references (private API)."""
 
     def __init__(self, generator: Any) -> None:
         self._generator = generator
-        self._block, self._metadata = generator._get_next_ref_n(2)
+        self._peek()
 
     def arm(self, on_ready: Callback) -> None:
         self._metadata._on_ready(lambda *_: on_ready())
 
-    def take(self) -> tuple[ray.ObjectRef, Any] | None:
-        if not ray.wait([self._metadata], timeout=0, fetch_local=False)[0]:
-            return None
-        try:
-            metadata = ray.get(self._metadata, timeout=0)
-        except GetTimeoutError:
-            return None
-        except ObjectRefStreamEndOfStreamError:
+    def take(self) -> tuple[ray.ObjectRef, ray.ObjectRef] | None:
+        if not self._is_ready:
+            self._peek()
+            if not self._is_ready:
+                return None
+        if self._generator._stream_exhausted():
             self._raise_end()
-        block = self._block
+        pair = self._block, self._metadata
         self._generator._consume_next_ref_n(2)
-        self._block, self._metadata = self._generator._get_next_ref_n(2)
-        return block, metadata
+        self._peek()
+        return pair
+
+    def _peek(self) -> None:
+        core_worker = self._generator.worker.core_worker
+        refs = core_worker.peek_object_ref_stream_n(self._generator._generator_ref, 2)
+        (self._block, _), (self._metadata, self._is_ready) = refs
 
     def _raise_end(self) -> None:
-        """Raise the task's error, which sits where its next block would be, or EOFError."""
+        """Raise what the task ended with, unless there are still pairs: a task may fail before all are taken."""
         try:
-            ray.get(self._block, timeout=0)
+            ray.get(self._metadata, timeout=0)
+        except (GetTimeoutError, ObjectLostError):
+            return
         except ObjectRefStreamEndOfStreamError:
             raise EOFError from None
-        raise EOFError
+        except RayError:
+            # Ray logs errors that nobody has looked at.
+            for ref in (self._block, self._generator.completed()):
+                with suppress(RayError):
+                    ray.get(ref, timeout=0)
+            raise
 
 
 class _WaitedPairs:
@@ -127,12 +215,13 @@ class _WaitedPairs:
         self._loop = asyncio.get_running_loop()
 
     def arm(self, on_ready: Callback) -> None:
-        if self._is_ready():
+        # Asked anything after its shutdown, Ray would start anew.
+        if not ray.is_initialized() or self._is_ready():
             on_ready()
         else:
             self._loop.call_later(_FALLBACK_INTERVAL_S, self.arm, on_ready)
 
-    def take(self) -> tuple[ray.ObjectRef, Any] | None:
+    def take(self) -> tuple[ray.ObjectRef, ray.ObjectRef] | None:
         if not self._is_ready():
             return None
         try:
@@ -144,7 +233,7 @@ class _WaitedPairs:
         except StopIteration:  # A lone reference holds the task's error.
             ray.get(block)
             raise EOFError from None
-        return block, ray.get(metadata)
+        return block, metadata
 
     def _is_ready(self) -> bool:
         return bool(ray.wait([self._generator], timeout=0, fetch_local=False)[0])

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import asyncio
-from collections import deque
+import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import asynccontextmanager
 from typing import Any
 
 import anyio
@@ -16,14 +15,18 @@ from ray import cloudpickle
 from ray.exceptions import RayError
 
 from aiodata.bundle import BlockRef, InlineBlock
-from aiodata.errors import AiodataError, OptionError, TaskError
+from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions
 from aiodata.plan.transforms import Transform
-from aiodata.plan.work import Work
-from aiodata.runtime.base import Task, TaskOutput, TaskState
-from aiodata.runtime.ray.compat import pair_stream, streaming_function, when_settled
+from aiodata.plan.work import OutputMetadata, TaskEnd, Work
+from aiodata.runtime.base import OnReady, Outcome, Pair, Resources
+from aiodata.runtime.ray import compat
+from aiodata.runtime.ray.actors import RayActor
+from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
+from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
-from aiodata.runtime.ray.worker import Goodbye, run_packed_work, unpack_error
+from aiodata.runtime.ray.tasks import RayTask
+from aiodata.runtime.ray.worker import StageActor, run_packed_work
 
 # A chain of transforms up to this size travels with each task; a larger one is stored once per run.
 _INLINE_CHAIN_BYTES = 64 * 1024
@@ -31,21 +34,30 @@ _INLINE_CHAIN_BYTES = 64 * 1024
 # How long a cancelled task may take to stop of its own accord before its worker process is killed, in seconds.
 _FORCE_AFTER_S = 0.5
 
-_run_in_worker = streaming_function(run_packed_work)
+_run_in_worker = compat.streaming_function(run_packed_work)
+_actor_class = compat.actor_class(StageActor, streaming="run")
 
 
 class RayRuntime:
-    """Runs tasks on a Ray cluster; see the top of the file."""
+    """Runs tasks on a Ray cluster; see the top of the file.
+
+    Args:
+        options: The run's options.
+        num_cpus: CPUs that its tasks may use at a time.
+        store_bytes: Memory of the cluster's object stores, in bytes.
+        session: Its connection to Ray.
+    """
 
     name = "ray"
 
-    def __init__(self, options: ExecutionOptions, num_cpus: int) -> None:
+    def __init__(self, options: ExecutionOptions, num_cpus: int, store_bytes: int, session: Session) -> None:
         """Prepare; `open_ray` is what callers use."""
         self.num_cpus = num_cpus
+        self.store_bytes = store_bytes
         self._options = options
-        self._ready = _ReadyQueue()
+        self._session = session
 
-    async def stage(self, name: str, chain: Sequence[Transform]) -> _RayStage:
+    async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
         """Pickle the chain once; store it once if it is large."""
         try:
             packed: Any = await anyio.to_thread.run_sync(cloudpickle.dumps, tuple(chain))
@@ -55,7 +67,7 @@ class RayRuntime:
             ) from error
         if len(packed) > _INLINE_CHAIN_BYTES:
             packed = await anyio.to_thread.run_sync(ray.put, packed)
-        return _RayStage(name, packed, self._ready, self._options)
+        return RayStage(name, packed, resources, self._session, self._options)
 
     async def put(self, block: pa.Table) -> BlockRef:
         """Copy the block into the object store, in a worker thread."""
@@ -65,134 +77,80 @@ class RayRuntime:
         """Return the block, zero-copy from this node's object store; it is brought there first if need be."""
         if isinstance(ref, InlineBlock):
             return ref.table
-        return await ref
+        try:
+            return await ref
+        except RayError as error:
+            raise lost("a block", error) from error
+
+    def fetch_ready(self, pairs: Sequence[Pair]) -> list[Outcome]:
+        """Return what is there of pairs' metadata, in one call."""
+        return [None] * len(pairs) if self._session.is_down else ready_outcomes(pairs)
+
+    async def fetch(self, pair: Pair) -> OutputMetadata | TaskEnd:
+        """Return a pair's metadata, or its task's end."""
+        return await outcome(pair)
+
+    def size_of(self, ref: BlockRef) -> int | None:
+        """Return a block's bytes in the object store, once it is there."""
+        if isinstance(ref, InlineBlock):
+            return int(ref.table.nbytes)
+        return None if self._session.is_down else compat.size_of(ref)
+
+    def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
+        """Have Ray tell when nobody, on any node, refers to the block any more."""
+        session = self._session
+        if isinstance(ref, InlineBlock):
+            weakref.finalize(ref.table, session.call_soon, callback).atexit = False
+        elif not session.is_down:
+            compat.when_released(ref, lambda: session.call_soon(callback))
 
 
 @asynccontextmanager
 async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
-    """Open Ray for one run, starting or joining it first if need be."""
+    """Open Ray for one run, starting or joining it first if need be.
+
+    Raises:
+        RuntimeUnavailableError: Ray can not be started or reached, or it was shut down under the run.
+    """
     await ensure_ray()
-    cluster_cpus = int((await anyio.to_thread.run_sync(ray.cluster_resources)).get("CPU", 1))
-    yield RayRuntime(options, min(options.num_cpus or cluster_cpus, cluster_cpus) or 1)
+    session = Session()
+    with session.watched():
+        resources = await anyio.to_thread.run_sync(ray.cluster_resources)
+        cluster_cpus = int(resources.get("CPU", 1))
+        num_cpus = min(options.num_cpus or cluster_cpus, cluster_cpus) or 1
+        yield RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session)
 
 
-class _ReadyQueue:
-    """Brings readiness from Ray's threads into the event loop: many callbacks, one wake-up."""
+class RayStage:
+    """A chain that Ray's workers can be sent.
 
-    def __init__(self) -> None:
-        self._loop = asyncio.get_running_loop()
-        self._calls: deque[Callable[[], None]] = deque()
-        self._scheduled = False
+    Args:
+        name: The stage's name.
+        chain: The pickled chain, or the reference to it.
+        resources: What each task or actor takes.
+        session: The run's connection to Ray.
+        options: The run's options.
+    """
 
-    def call_soon(self, call: Callable[[], None]) -> None:
-        """Have `call` run in the event loop; from any thread."""
-        self._calls.append(call)
-        if not self._scheduled:
-            self._scheduled = True
-            try:
-                self._loop.call_soon_threadsafe(self._run)
-            except RuntimeError:  # The loop is closed: nobody is waiting any more.
-                self._calls.clear()
-
-    def _run(self) -> None:
-        self._scheduled = False
-        while self._calls:
-            self._calls.popleft()()
-
-
-class _RayStage:
-    def __init__(self, name: str, chain: Any, ready: _ReadyQueue, options: ExecutionOptions) -> None:
-        self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=options.task_max_retries)
+    def __init__(
+        self, name: str, chain: Any, resources: Resources, session: Session, options: ExecutionOptions
+    ) -> None:
+        """Bind what all tasks and actors of the stage share."""
+        retries = options.task_max_retries
+        given = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
+        shared = {key: value for key, value in given.items() if value is not None}
+        self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=retries, **shared)
+        self._actor_class = _actor_class.options(max_restarts=retries, max_task_retries=retries, **shared)
         self._force_after_s = min(_FORCE_AFTER_S, options.close_timeout_s / 2)
         self._name = name
         self._chain = chain
-        self._ready = ready
+        self._session = session
 
-    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: Callable[[Task], None]) -> RayTask:
+    def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> RayTask:
+        """Start a streaming Ray task."""
         generator = self._function.remote(self._chain, work, *refs)
-        return RayTask(self._name, generator, self._ready, on_ready, self._force_after_s)
+        return RayTask(self._name, generator, self._session, on_ready, self._force_after_s)
 
-
-class RayTask:
-    """Reads a task's `(block, metadata)` pairs as they become ready, up to its goodbye."""
-
-    def __init__(
-        self, name: str, generator: Any, ready: _ReadyQueue, on_ready: Callable[[Task], None], force_after_s: float
-    ) -> None:
-        """Start to listen for the first pair."""
-        self._name = name
-        self._force_after_s = force_after_s
-        self.state = TaskState.ACTIVE
-        self._generator = generator
-        self._pairs = pair_stream(generator)
-        self._ready = ready
-        self._on_ready = on_ready
-        self._ended = False
-        self._error: AiodataError | None = None
-        self._listen()
-
-    def pull(self) -> list[TaskOutput]:
-        """Return all pairs that are ready; if there is none, listen for the next one, or raise what ended the task."""
-        outputs: list[TaskOutput] = []
-        while not self._ended:
-            try:
-                pair = self._pairs.take()
-            except (RayError, EOFError) as error:
-                self._ended = True
-                reason = f"{type(error).__name__}: {error}"
-                self._error = TaskError(self._name, "a Ray worker that did not finish", None, reason)
-                self._error.__cause__ = error
-                break
-            if pair is None:
-                break
-            block, metadata = pair
-            if isinstance(metadata, Goodbye):
-                self._ended = True
-                self._error = None if metadata.error is None else unpack_error(metadata.error)
-            else:
-                outputs.append(TaskOutput(block, metadata))
-        if outputs:
-            return outputs
-        if not self._ended:
-            self._listen()
-            return outputs
-        self.state = TaskState.FINISHED
-        if self._error is not None:
-            raise self._error
-        return outputs
-
-    def cancel(self) -> None:
-        """Ask Ray to stop the task, unless it has said goodbye; to drop its generator would not stop it."""
-        if not ray.is_initialized():  # Ray was shut down under the run, and the task with it.
-            self._ended = True
-            return
-        self._drain()
-        if not self._ended:
-            ray.cancel(self._generator)
-
-    async def wait_stopped(self) -> None:
-        """Wait until the task runs no more; a call that takes long loses its worker process."""
-        if self._ended:
-            return
-        stopped = anyio.Event()
-        ended = self._generator.completed()
-        when_settled(ended, lambda: self._ready.call_soon(stopped.set))
-        with anyio.move_on_after(self._force_after_s):
-            await stopped.wait()
-            return
-        self._drain()
-        if not self._ended:
-            ray.cancel(self._generator, force=True)
-            await stopped.wait()
-
-    def _drain(self) -> None:
-        """Read up to the goodbye, if it is there."""
-        with suppress(AiodataError):
-            while self.pull():
-                pass
-
-    def _listen(self) -> None:
-        self._pairs.arm(lambda: self._ready.call_soon(self._tell))
-
-    def _tell(self) -> None:
-        self._on_ready(self)
+    def start_actor(self) -> RayActor:
+        """Start a Ray actor, which Ray starts again with its calls if it dies."""
+        return RayActor(self._name, self._actor_class.remote(self._chain), self._session)

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pyarrow as pa
+import ray
 from ray import cloudpickle
 
-from aiodata.errors import AiodataError, TaskError
-from aiodata.plan.transforms import describe
-from aiodata.plan.work import OutputMetadata, Work, run_work
+from aiodata.errors import AiodataError
+from aiodata.plan.transforms import Control, Stopped, Transform, build, describe
+from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
+from aiodata.runtime.failures import as_failure
 
 
 class UnpicklableError(Exception):
@@ -30,35 +32,105 @@ _LINGER_S = 0.003
 
 
 @dataclass(frozen=True, slots=True)
-class Goodbye:
-    """What a task yields last, instead of metadata.
+class PackedEnd:
+    """A task's end as it travels: its goodbye.
 
     Attributes:
-        error: The packed error that ended the task, if one did.
+        fields: The fields of the `TaskEnd`, with each error packed.
     """
 
-    error: bytes | None
+    fields: dict[str, Any]
+
+    @classmethod
+    def pack(cls, end: TaskEnd) -> PackedEnd:
+        """Pack the errors, which would lose their causes."""
+        return cls({one.name: _packed(getattr(end, one.name)) for one in fields(end)})
+
+    def unpack(self) -> TaskEnd:
+        """Return the end with its errors as they were."""
+        return TaskEnd(**{name: _unpacked(value) for name, value in self.fields.items()})
 
 
-def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, OutputMetadata | Goodbye]]:
+@dataclass(frozen=True, slots=True)
+class PackedError:
+    """An error in a packed end."""
+
+    packed: bytes
+
+
+def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, OutputMetadata | PackedEnd]]:
     """Run work in a Ray worker; the last pair says goodbye, with the error if there was one."""
+    yield from _run(lambda: cloudpickle.loads(chain), work, blocks, Control())
+
+
+class StageActor:
+    """Keeps the state that a chain of transforms needs; one call runs at a time.
+
+    The state is built by the first call, not by the constructor: Ray runs an actor's constructor again where that
+    fails, and does not say why.
+    """
+
+    def __init__(self, chain: bytes) -> None:
+        """Keep the chain."""
+        self._packed = chain
+        self._chain: tuple[Transform, ...] | None = None
+
+    def prepare(self) -> bytes | None:
+        """Build the state; return the packed error if that fails."""
+        try:
+            self._state()
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the actor was started.
+            return pack_error(error)
+        return None
+
+    def probe(self) -> None:
+        """Be there."""
+
+    def run(self, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, OutputMetadata | PackedEnd]]:
+        """Run work on the state."""
+        control = Control()
+        is_canceled = ray.get_runtime_context().is_canceled
+        for pair in _run(self._state, work, blocks, control):
+            yield pair
+            if is_canceled():
+                control.stop()
+
+    def _state(self) -> tuple[Transform, ...]:
+        if self._chain is None:
+            self._chain = build(cloudpickle.loads(self._packed))
+        return self._chain
+
+
+def _run(
+    chain: Callable[[], Sequence[Transform]], work: Work, blocks: Sequence[pa.Table], control: Control
+) -> Iterator[tuple[Any, OutputMetadata | PackedEnd]]:
     # Ray gives each task its own CPU, so Arrow's pool must not take the others'.
     pa.set_cpu_count(1)
-    goodbye = Goodbye(None)
     try:
-        yield from run_work(work, cloudpickle.loads(chain), blocks)
+        end = yield from run_work(work, chain(), blocks, control)
+    except Stopped:
+        end = TaskEnd()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the task's outputs are read.
-        goodbye = Goodbye(pack_error(error))
-    yield None, goodbye
+        end = TaskEnd(None, as_failure(error))
+    yield None, PackedEnd.pack(end)
     time.sleep(_LINGER_S)
+
+
+def _packed(value: Any) -> Any:
+    if isinstance(value, AiodataError):
+        return PackedError(pack_error(value))
+    return tuple(_packed(one) for one in value) if isinstance(value, tuple) else value
+
+
+def _unpacked(value: Any) -> Any:
+    if isinstance(value, PackedError):
+        return unpack_error(value.packed)
+    return tuple(_unpacked(one) for one in value) if isinstance(value, tuple) else value
 
 
 def pack_error(error: BaseException) -> bytes:
     """Pickle an error with its cause, whose traceback becomes a note."""
-    if not isinstance(error, AiodataError):
-        failure = TaskError("a worker", "a task", None, describe(error))
-        failure.__cause__ = error
-        error = failure
+    error = as_failure(error)
     cause = error.__cause__
     if cause is not None:
         cause.add_note("in a worker:\n" + "".join(traceback.format_exception(cause)).rstrip())

@@ -1,0 +1,122 @@
+"""What became of a task's pairs: metadata, ends and failures, read from Ray without waiting, or waiting."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError
+
+from aiodata.bundle import BlockRef
+from aiodata.errors import AiodataError, TaskError
+from aiodata.plan.work import OutputMetadata, TaskEnd
+from aiodata.runtime.base import Outcome, Pair
+from aiodata.runtime.ray.worker import PackedEnd
+
+
+@dataclass(frozen=True, slots=True)
+class RayMetadata:
+    """What stands for a pair's metadata: its reference, and the task that it is of."""
+
+    ref: ray.ObjectRef
+    task_name: str
+
+
+def ready_outcomes(pairs: Sequence[Pair]) -> list[Outcome]:
+    """Return what is there of pairs' metadata: one call of Ray where nothing has failed."""
+    refs = [pair.metadata.ref for pair in pairs if isinstance(pair.metadata, RayMetadata)]
+    try:
+        values = iter(ray.get(refs, timeout=0))
+    except RayError:
+        return [_ready_outcome(pair) for pair in pairs]
+    return [_outcome_of(next(values)) if isinstance(pair.metadata, RayMetadata) else pair.metadata for pair in pairs]
+
+
+async def outcome(pair: Pair) -> OutputMetadata | TaskEnd:
+    """Return what became of a pair, waiting for it.
+
+    Raises:
+        AiodataError: Its metadata is lost.
+    """
+    if not isinstance(pair.metadata, RayMetadata):
+        end: TaskEnd = pair.metadata
+        return end
+    try:
+        return _outcome_of(await pair.metadata.ref)
+    except RayError as error:
+        failure = _failed_outcome(pair, error)
+    if isinstance(failure, TaskEnd):
+        return failure
+    raise failure
+
+
+def failed_end(task_name: str, error: BaseException | None) -> TaskEnd:
+    """Return the end of a task that could not say one itself."""
+    reason = "it ended without a word" if error is None else f"{type(error).__name__}: {error}"
+    failure = TaskError(task_name, "a Ray worker that did not finish", None, reason)
+    failure.__cause__ = error
+    return TaskEnd(None, failure)
+
+
+def lost(what: str, error: BaseException) -> AiodataError:
+    """Return the error that says that an object can not be had."""
+    reason = str(error).strip().partition("\n")[0]
+    failure = AiodataError(
+        f"{what} is lost: {type(error).__name__}: {reason} Its node or the process that owned it is gone, and it could "
+        "not be made again. Raise task_max_retries, or look after the cluster's nodes (`ray status`), and run again."
+    )
+    failure.__cause__ = error
+    return failure
+
+
+def is_end(metadata: ray.ObjectRef) -> bool:
+    """Return whether a pair's metadata is there and is the end of its task."""
+    try:
+        return isinstance(ray.get(metadata, timeout=0), PackedEnd)
+    except (GetTimeoutError, ObjectLostError):
+        return False
+    except RayError:
+        return True
+
+
+def _ready_outcome(pair: Pair) -> Outcome:
+    if not isinstance(pair.metadata, RayMetadata):
+        end: TaskEnd = pair.metadata
+        return end
+    try:
+        return _outcome_of(ray.get(pair.metadata.ref, timeout=0))
+    except GetTimeoutError:
+        return None
+    except RayError as error:
+        return _failed_outcome(pair, error)
+
+
+def _outcome_of(value: Any) -> OutputMetadata | TaskEnd:
+    if isinstance(value, PackedEnd):
+        return value.unpack()
+    metadata: OutputMetadata = value
+    return metadata
+
+
+def _failed_outcome(pair: Pair, error: RayError) -> TaskEnd | AiodataError:
+    if isinstance(error, ObjectLostError):
+        return lost("a block's metadata", error)
+    cause: BaseException = error
+    if isinstance(error, ObjectRefStreamEndOfStreamError):
+        cause = _error_in(pair.ref) or error
+    return failed_end(pair.metadata.task_name, cause)
+
+
+def _error_in(ref: BlockRef) -> RayError | None:
+    """Return the error of a task that Ray has put where its next block would be."""
+    with suppress(GetTimeoutError):
+        try:
+            ray.get(ref, timeout=0)
+        except GetTimeoutError:
+            raise
+        except RayError as error:
+            return error
+    return None

@@ -1,0 +1,102 @@
+"""A streaming Ray task, or a streaming call of an actor's method, as its driver sees it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import anyio
+import ray
+from ray.exceptions import RayError
+
+from aiodata.runtime.base import OnReady, Pair
+from aiodata.runtime.ray.compat import pair_stream, when_settled
+from aiodata.runtime.ray.outcomes import RayMetadata, failed_end, is_end
+from aiodata.runtime.ray.session import Session
+
+
+class RayTask:
+    """Reads a task's pairs as they come, up to the one that is its end.
+
+    Args:
+        name: What errors call it.
+        generator: Ray's generator of its outputs.
+        session: The run's connection to Ray.
+        on_ready: See `Stage.submit`.
+        force_after_s: How long it may take to stop once it is cancelled, before its worker process is killed, in
+            seconds; None: for as long as it takes, since its process is an actor's.
+    """
+
+    def __init__(
+        self, name: str, generator: Any, session: Session, on_ready: OnReady, force_after_s: float | None
+    ) -> None:
+        """Start to listen for the first pair."""
+        self._name = name
+        self._generator = generator
+        self._session = session
+        self._on_ready = on_ready
+        self._force_after_s = force_after_s
+        self._pairs = pair_stream(generator)
+        self._latest: ray.ObjectRef | None = None
+        self._has_ended = False
+        self._is_listening = False
+        self._listen()
+
+    def pull(self) -> list[Pair]:
+        """Return the pairs that are there; if there is none, listen for the next one."""
+        if self._session.is_down:
+            return []
+        pairs = self._take_all()
+        if not pairs and not self._has_ended:
+            self._listen()
+        return pairs
+
+    def cancel(self) -> None:
+        """Ask Ray to stop the task, unless it has said goodbye; to drop its generator would not stop it."""
+        if self._may_be_cancelled():
+            ray.cancel(self._generator)
+
+    async def wait_stopped(self) -> None:
+        """Wait until the task runs no more; one in a process of its own loses that if a call takes long."""
+        if not self._may_be_cancelled():
+            return
+        stopped = anyio.Event()
+        when_settled(self._generator.completed(), lambda: self._session.call_soon(stopped.set))
+        with anyio.move_on_after(self._force_after_s):
+            await stopped.wait()
+            return
+        if self._may_be_cancelled():
+            ray.cancel(self._generator, force=True)
+            await stopped.wait()
+
+    def _take_all(self) -> list[Pair]:
+        pairs: list[Pair] = []
+        while not self._has_ended:
+            try:
+                refs = self._pairs.take()
+            except (RayError, EOFError) as error:
+                self._has_ended = True
+                # It failed without a goodbye, if it did not do so after it.
+                if self._latest is None or not is_end(self._latest):
+                    pairs.append(Pair(None, failed_end(self._name, None if isinstance(error, EOFError) else error)))
+                break
+            if refs is None:
+                break
+            block, self._latest = refs
+            pairs.append(Pair(block, RayMetadata(self._latest, self._name)))
+        return pairs
+
+    def _may_be_cancelled(self) -> bool:
+        """Read up to the goodbye, which is the last pair: whoever has said it must not be cancelled any more."""
+        if self._session.is_down:
+            return False
+        self._take_all()
+        return not self._has_ended and (self._latest is None or not is_end(self._latest))
+
+    def _listen(self) -> None:
+        if not self._is_listening:
+            self._is_listening = True
+            self._pairs.arm(lambda: self._session.call_soon(self._tell))
+
+    def _tell(self) -> None:
+        self._is_listening = False
+        self._on_ready(self)
