@@ -55,25 +55,26 @@ def map_step(
     if isinstance(concurrency, tuple):
         raise OptionError(f"concurrency={concurrency!r} must be an integer: only a class has a pool to scale")
     if transform.is_async:
-        at_once = {} if concurrency is None else {"concurrency": concurrency}
-        return Apply(replace(transform, **at_once), resources)
+        return Apply(transform if concurrency is None else replace(transform, concurrency=concurrency), resources)
     return Apply(transform, resources, workers)
 
 
 def _workers(concurrency: Concurrency) -> tuple[int, int] | None:
     if concurrency is None:
         return None
-    least, most = concurrency if isinstance(concurrency, tuple) and len(concurrency) == 2 else (concurrency,) * 2
-    is_number = all(isinstance(one, int) and not isinstance(one, bool) for one in (least, most))
-    if not is_number or not 1 <= least <= most:  # type: ignore[operator]
-        raise OptionError(f"concurrency={concurrency!r} must be an integer of at least 1, or (least, most) of them")
-    return least, most  # type: ignore[return-value]
+    bounds: object = concurrency if isinstance(concurrency, tuple) else (concurrency, concurrency)
+    match bounds:
+        case (int(least), int(most)) if 1 <= least <= most and not isinstance(least, bool):
+            return least, most
+    raise OptionError(f"concurrency={concurrency!r} must be an integer of at least 1, or (least, most) of them")
 
 
 def _amount(name: str, value: float | None) -> float | None:
     """Check an amount of a resource."""
-    if value is None:
-        return None
-    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < 1e6:
-        raise OptionError(f"{name}={value!r} must be a number of at least 0, or None")
-    return float(value)
+    amount: object = value
+    match amount:
+        case None:
+            return None
+        case int() | float() if not isinstance(amount, bool) and 0 <= amount < float("inf"):
+            return float(amount)
+    raise OptionError(f"{name}={value!r} must be a number of at least 0, or None")

@@ -26,9 +26,10 @@ from aiodata.bundle import BlockRef, InlineBlock
 from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
 from aiodata.errors import AiodataError, OptionError
 from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Control, Stopped, Transform, build, close
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
-from aiodata.runtime.base import OnReady, Outcome, Pair, Resources
+from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.failures import as_failure
 
 # Pairs of a task that may wait to be pulled before it pauses.

@@ -17,9 +17,10 @@ from ray.exceptions import RayError
 from aiodata.bundle import BlockRef, InlineBlock
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work
-from aiodata.runtime.base import OnReady, Outcome, Pair, Resources
+from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
