@@ -135,6 +135,12 @@ class DataOpTask:
             self._budget.expect(-self._expected_bytes)
             self._expected_bytes = 0
 
+    def abandon(self) -> None:
+        """Count nothing of it any more that was not emitted: nobody will take it."""
+        self.drain()
+        while self._charged:
+            self._uncharge(self._charged.popleft())
+
     def _charge(self, num_bytes: int | None) -> None:
         """Count a block's bytes; they are not expected any more. None: its metadata will say how many they are."""
         self._charged.append(num_bytes)

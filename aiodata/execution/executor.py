@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 
@@ -47,6 +47,12 @@ class _Node:
     before: list[_Node]
     inputs: list[Inputs] = field(default_factory=list)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    taken_by: Inputs | None = None
+
+    @property
+    def has_arrived(self) -> bool:
+        """Whether the operator after it has taken all that it has sent; of the last one nobody knows."""
+        return self.taken_by is None or self.taken_by.num_taken == self.operator.num_sent
 
     def cancel_before(self) -> None:
         for node in self.before:
@@ -120,7 +126,8 @@ class StreamingExecutor:
                         if node is not self._last:
                             outputs, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
                             streams.enter_context(outputs)
-                            self._after(node).inputs.append(receive)
+                            node.taken_by = Inputs(receive)
+                            self._after(node).inputs.append(node.taken_by)
                         group.start_soon(_run_operator, node, outputs, name=node.operator.counters.name)
                 # Metadata that nobody waits for any more.
                 self.context.prefetcher.group.cancel_scope.cancel()
@@ -134,9 +141,9 @@ class StreamingExecutor:
             stages: The stages, in the order of the data.
             after: The nodes that come after the chain; they are filled in as they are made.
         """
-        stage, later = stages[-1], _Later(after)
+        stage, later = stages[-1], _Later()
         node = _Node(self._operator(stage, later), [])
-        following = [node, *after]
+        later.path = following = [node, *after]
         if isinstance(stage, UnionStage):
             node.before = [self._add(branch, following) for branch in stage.branches]
         elif len(stages) > 1:
@@ -172,18 +179,19 @@ class StreamingExecutor:
         return TaskWorkers(max_tasks, max(_MIN_TASKS, num_cpus // _TASK_PARTS), self._slots, weight)
 
 
+@dataclass(eq=False)
 class _Later:
-    """What comes after an operator."""
+    """The way from an operator to the end of the plan, the operator itself first."""
 
-    def __init__(self, nodes: Sequence[_Node]) -> None:
-        self._nodes = nodes
+    path: Sequence[_Node] = ()
 
     def are_idle(self) -> bool:
-        """Whether nothing waits for or in a later operator."""
-        return all(
-            node.operator.is_idle and not any(stream.statistics().current_buffer_used for stream in node.inputs)
-            for node in self._nodes
-        )
+        """Whether nothing waits on the way.
+
+        What another branch of a union has waiting does not count: it may have to wait for this one.
+        """
+        has_arrived = all(node.has_arrived for node in self.path)
+        return has_arrived and all(node.operator.is_idle for node in self.path[1:])
 
 
 async def _run_operator(node: _Node, output: Output) -> None:
@@ -196,7 +204,7 @@ async def _run_operator(node: _Node, output: Output) -> None:
             pass
         finally:
             for inputs in node.inputs:
-                close_and_drop(inputs)
+                close_and_drop(inputs.stream)
         # Not where it failed: whoever takes the outputs must not take that for the end of the data.
         output.close()
     node.cancel_before()
@@ -208,22 +216,21 @@ def check_cpus(stages: Sequence[Stage], num_cpus: int) -> None:
     Raises:
         OptionError: They do not, so that the run would wait for ever.
     """
-    pools = list(_pools(stages))
+    all_stages = list(_flat(stages))
+    pools = [stage for stage in all_stages if isinstance(stage, MapStage) and stage.needs_actors]
+    for_tasks = any(isinstance(stage, ReadStage | MapStage) and stage not in pools for stage in all_stages)
     taken = sum((stage.workers or (1, 1))[0] * (stage.resources.num_cpus or 0) for stage in pools)
-    if taken and taken > num_cpus - 1:
+    if taken > num_cpus - for_tasks:
         names = ", ".join(stage.name for stage in pools)
         raise OptionError(
-            f"the actors of {names} take {taken:g} CPUs of {num_cpus}, which leaves none for the tasks that feed them; "
-            "lower concurrency or num_cpus"
+            f"the actors of {names} take {taken:g} CPUs of {num_cpus}"
+            f"{', which leaves none for the tasks that feed them' if for_tasks else ''}; lower concurrency or num_cpus"
         )
 
 
-def _pools(stages: Sequence[Stage]) -> list[MapStage]:
-    pools: list[MapStage] = []
+def _flat(stages: Sequence[Stage]) -> Iterator[Stage]:
     for stage in stages:
         if isinstance(stage, UnionStage):
             for branch in stage.branches:
-                pools += _pools(branch)
-        elif isinstance(stage, MapStage) and stage.needs_actors:
-            pools.append(stage)
-    return pools
+                yield from _flat(branch)
+        yield stage

@@ -103,6 +103,7 @@ class JobQueue:
         self._jobs.clear()
         self._rests.clear()
         self._bundles.clear()
+        self.num_bundle_bytes = 0
 
     def _startable_rest(self) -> int | None:
         if not self._rests:

@@ -15,6 +15,7 @@ from typing import Protocol
 import anyio
 
 from aiodata.concurrency import cleared_frames
+from aiodata.plan.work import TaskEnd
 from aiodata.runtime.base import Outcome, Pair
 
 FetchReady = Callable[[Sequence[Pair]], list[Outcome]]
@@ -24,6 +25,9 @@ Fetch = Callable[[Pair], Awaitable[Outcome]]
 class PairOwner(Protocol):
     """Who submitted a pair."""
 
+    def drain(self) -> None:
+        """Take note that the last of its pairs has come, which is emitted in its turn."""
+
     def emit(self, pair: Pair, outcome: Outcome) -> None:
         """Take a pair and what became of its metadata: never None."""
 
@@ -31,12 +35,20 @@ class PairOwner(Protocol):
 class _Entry:
     """A pair on its way through a lane; without an outcome as long as its metadata is under way."""
 
-    __slots__ = ("outcome", "owner", "pair")
+    __slots__ = ("outcome", "owner", "pair", "scope")
 
     def __init__(self, owner: PairOwner, pair: Pair, outcome: Outcome) -> None:
         self.owner = owner
         self.pair = pair
+        self.outcome: Outcome = None
+        self.scope: anyio.CancelScope | None = None
+        self.settle(outcome)
+
+    def settle(self, outcome: Outcome) -> None:
+        """Take an outcome, or None for now."""
         self.outcome = outcome
+        if isinstance(outcome, TaskEnd):
+            self.owner.drain()
 
 
 class MetadataPrefetcher:
@@ -59,16 +71,17 @@ class MetadataPrefetcher:
         """Return an operator's lane; `on_emitted` is called when pairs were emitted that had to be waited for."""
         return Lane(self, on_emitted)
 
-    async def wait_for(self, entry: _Entry) -> None:
-        """Wait for an entry's metadata; a failure is an outcome, too."""
-        with cleared_frames():
-            try:
-                entry.outcome = await self._fetch(entry.pair)
-            except Exception as error:  # noqa: BLE001 - the operator decides what it means.
-                entry.outcome = error
+    async def outcome_of(self, pair: Pair) -> Outcome:
+        """Wait for a pair's metadata; a failure is an outcome, too."""
+        try:
+            return await self._fetch(pair)
+        except Exception as error:  # noqa: BLE001 - the operator decides what it means.
+            # Its traceback would keep this frame, and with it the block.
+            return error.with_traceback(None)
 
     def start_waiting(self, lane: Lane, entry: _Entry) -> None:
         """Wait for an entry's metadata in the background, then emit what can be."""
+        entry.scope = anyio.CancelScope()
         self.group.start_soon(lane.emit_later, entry, name="metadata")
 
 
@@ -112,24 +125,36 @@ class Lane:
 
     async def emit_later(self, entry: _Entry) -> None:
         """Wait for an entry's metadata, then emit all that this lets go."""
-        await self._prefetcher.wait_for(entry)
+        # A cancellation's traceback would keep this frame, too.
+        waiting = self._wait_and_emit(entry)
+        del entry
+        with cleared_frames():
+            await waiting
+
+    async def _wait_and_emit(self, entry: _Entry) -> None:
+        assert entry.scope is not None, "it is waited for"
+        with entry.scope:
+            entry.settle(await self._prefetcher.outcome_of(entry.pair))
         emitted = False
         while self._waiting and self._waiting[0].outcome is not None:
             first = self._waiting.popleft()
-            first.owner.emit(first.pair, first.outcome)
             emitted = True
+            first.owner.emit(first.pair, first.outcome)
         if emitted:
             self._on_emitted()
 
     async def _flush_inline(self, owners: list[PairOwner], pairs: list[Pair]) -> None:
         for owner, pair in zip(owners, pairs, strict=True):
-            entry = _Entry(owner, pair, *self._prefetcher.fetch_ready([pair]))
-            if entry.outcome is None:
-                await self._prefetcher.wait_for(entry)
-            owner.emit(pair, entry.outcome)
+            [outcome] = self._prefetcher.fetch_ready([pair])
+            if outcome is None:
+                outcome = await self._prefetcher.outcome_of(pair)
+            owner.emit(pair, outcome)
 
     def clear(self) -> None:
-        """Let go of the pairs that are on their way."""
+        """Let go of the pairs that are on their way, and wait for none of them any more."""
+        for entry in self._waiting:
+            if entry.scope is not None:
+                entry.scope.cancel()
         self._new_owners.clear()
         self._new_pairs.clear()
         self._waiting.clear()

@@ -12,14 +12,38 @@ from aiodata.bundle import RefBundle
 from aiodata.concurrency import cleared_frames
 from aiodata.execution.counters import OperatorCounters
 
-Inputs = MemoryObjectReceiveStream[RefBundle]
 Output = MemoryObjectSendStream[RefBundle]
 
 
+class Inputs:
+    """What one operator is sent by another: a stream, and how many bundles were taken from it.
+
+    A bundle that is handed to a receiver that waits is neither in the stream's buffer nor with the receiver for a turn
+    of the loop; so what is under way is counted by those who send and take.
+
+    Args:
+        stream: The stream.
+
+    Attributes:
+        num_taken: Bundles that the receiver has taken note of.
+    """
+
+    def __init__(self, stream: MemoryObjectReceiveStream[RefBundle]) -> None:
+        """Nothing was taken."""
+        self.stream = stream
+        self.num_taken = 0
+
+
 class Operator(Protocol):
-    """One stage of a run."""
+    """One stage of a run.
+
+    Attributes:
+        counters: What it has done.
+        num_sent: Bundles that it has sent, or is sending.
+    """
 
     counters: OperatorCounters
+    num_sent: int
 
     @property
     def is_idle(self) -> bool:
@@ -55,6 +79,7 @@ class _PassingOperator:
     def __init__(self, name: str, on_sent: Callable[[], None]) -> None:
         """Prepare."""
         self.counters = OperatorCounters(name)
+        self.num_sent = 0
         self._on_sent = on_sent
         self._num_sending = 0
 
@@ -68,6 +93,7 @@ class _PassingOperator:
         if not bundle.num_rows:
             return
         self._num_sending += 1
+        self.num_sent += 1
         await send(output, bundle)
         self._num_sending -= 1
         self._on_sent()
@@ -103,10 +129,12 @@ class LimitOperator(_PassingOperator):
         if left <= 0:
             return
         [only] = inputs
-        async for bundle in only:
-            head = bundle.head(left)
-            left -= head.num_rows
-            await self._send(head, output)
+        async for bundle in only.stream:
+            only.num_taken += 1
+            bundle = bundle.head(left)
+            left -= bundle.num_rows
+            await self._send(bundle, output)
+            del bundle  # While this waits for the next one, it must not keep its block alive.
             if left <= 0:
                 return
 
@@ -131,5 +159,7 @@ class UnionOperator(_PassingOperator):
 
     async def _pass_on(self, inputs: Inputs, output: Output) -> None:
         with cleared_frames():
-            async for bundle in inputs:
+            async for bundle in inputs.stream:
+                inputs.num_taken += 1
                 await self._send(bundle, output)
+                del bundle  # While this waits for the next one, it must not keep its block alive.

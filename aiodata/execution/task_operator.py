@@ -11,6 +11,7 @@ from time import perf_counter
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+from anyio.streams.memory import MemoryObjectReceiveStream
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
 from aiodata.concurrency import Wakeup, cleared_frames
@@ -66,6 +67,7 @@ class TaskOperator:
     ) -> None:
         """Prepare."""
         self.counters = OperatorCounters(stage.name)
+        self.num_sent = 0
         self._stage = stage
         self._workers = workers
         self._run = run
@@ -123,9 +125,10 @@ class TaskOperator:
     async def _take_inputs(self, inputs: Inputs) -> None:
         """Take blocks, not many more than there is room to run."""
         with cleared_frames():
-            while (bundle := await _receive(inputs)) is not None:
+            while (bundle := await _receive(inputs.stream)) is not None:
                 self._jobs.add_bundle(await self._store(bundle) if isinstance(bundle.ref, InlineBlock) else bundle)
                 del bundle
+                inputs.num_taken += 1
                 self._wakeup.set()
                 while self._has_enough_waiting():
                     await self._room.wait()
@@ -150,8 +153,11 @@ class TaskOperator:
         """Start tasks, and send on what they produce, until there is nothing left to do."""
         while True:
             self._launch()
-            if self._jobs_complete and self.is_idle:
-                return
+            if self.is_idle:
+                # An operator before it may be next now.
+                self._run.budget.tell_refused()
+                if self._jobs_complete:
+                    return
             await self._wakeup.wait()
             turn_ends = perf_counter() + _TURN_S
             while self._ready:
@@ -201,6 +207,7 @@ class TaskOperator:
         if not self._outputs:
             return
         while self._outputs:
+            self.num_sent += 1
             await send(output, self._outputs[0])
             self._outputs.popleft()
         self._run.budget.tell_refused()
@@ -250,10 +257,13 @@ class TaskOperator:
     async def _stop(self) -> None:
         """Cancel the tasks that run, then wait until they have stopped: shielded, and bounded."""
         running = list(self._running)
+        for task in self._running.values():
+            task.abandon()
         for held in (self._running, self._ready, self._outputs, self._jobs, self._order, self._lane):
             held.clear()
-        for task in running:
-            task.cancel()
+        self._run.budget.tell_refused()
+        for handle in running:
+            handle.cancel()
         with anyio.move_on_after(self._run.options.close_timeout_s, shield=True):
             async with anyio.create_task_group() as group:
                 group.start_soon(self._workers.close)
@@ -261,7 +271,7 @@ class TaskOperator:
                     group.start_soon(running.pop().wait_stopped)
 
 
-async def _receive(inputs: Inputs) -> RefBundle | None:
+async def _receive(inputs: MemoryObjectReceiveStream[RefBundle]) -> RefBundle | None:
     """Return the next bundle, without a turn of the loop if it is there; None at the end."""
     try:
         return inputs.receive_nowait()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -158,6 +157,7 @@ class ActorPool:
         self._actors: dict[Task, Actor] = {}
         self._starting: set[Actor] = set()
         self._idle_since: dict[Actor, float] = {}
+        self._watched: set[Actor] = set()
         self._stopped: list[Actor] = []
         self._opened: _Opened | None = None
         self.max_tasks = most * _TASKS_PER_ACTOR
@@ -201,9 +201,8 @@ class ActorPool:
             self._start()
             return
         self._put(actor, load - 1)
-        if load == 1 and self.num_actors > self._least and self._opened is not None:
-            self._idle_since[actor] = anyio.current_time()
-            self._opened.group.start_soon(self._stop_if_idle, actor)
+        if load == 1:
+            self._watch(actor)
 
     def want_more(self) -> None:
         """Start one more, unless one is starting or there are as many as there may be."""
@@ -231,6 +230,7 @@ class ActorPool:
         if actor in self._starting:
             self._starting.remove(actor)
             self._put(actor, 0)
+            self._watch(actor)
             on_change()
 
     def _put(self, actor: Actor, load: int) -> None:
@@ -247,8 +247,22 @@ class ActorPool:
         actor.stop()
         self._stopped.append(actor)
 
+    def _watch(self, actor: Actor) -> None:
+        """Note that an actor has nothing to do; one that is not needed is stopped in a while."""
+        if self.num_actors <= self._least or self._opened is None:
+            return
+        self._idle_since[actor] = anyio.current_time()
+        if actor not in self._watched:
+            self._watched.add(actor)
+            self._opened.group.start_soon(self._stop_if_idle, actor)
+
     async def _stop_if_idle(self, actor: Actor) -> None:
-        since = self._idle_since.get(actor, math.inf)
-        await anyio.sleep(_IDLE_S)
-        if self._idle_since.get(actor) == since and self.num_actors > self._least:
-            self._drop(actor)
+        """Wait until an actor has been idle for long, or is in use again."""
+        while (since := self._idle_since.get(actor)) is not None:
+            await anyio.sleep(max(0.0, since + _IDLE_S - anyio.current_time()))
+            if self._idle_since.get(actor) != since:
+                continue
+            if self.num_actors > self._least:
+                self._drop(actor)
+            break
+        self._watched.discard(actor)
