@@ -16,10 +16,15 @@ METADATA = BlockMetadata(1, 8, pa.schema([("id", pa.int64())]))
 
 
 def cuts_after(
-    *outputs: tuple[int, float], calls_user_code: bool = True, target: int = 32 * MIB, is_early: bool = True
+    *outputs: tuple[int, float],
+    calls_user_code: bool = True,
+    calls_in_flight: int = 1,
+    target: int = 32 * MIB,
+    budget: int = 1 << 50,
+    is_early: bool = True,
 ) -> Cuts:
     """The cuts for the next task after outputs of so many calls and seconds."""
-    pacing = Pacing(target, calls_user_code=calls_user_code)
+    pacing = Pacing(target, budget, calls_user_code=calls_user_code, calls_in_flight=calls_in_flight)
     for calls, seconds in outputs:
         pacing.observe(OutputMetadata(METADATA, calls, seconds))
     return pacing.cuts(is_early=is_early)
@@ -28,6 +33,11 @@ def cuts_after(
 def test_first_tasks_of_user_code_are_short() -> None:
     cuts = cuts_after()
     assert (cuts.first_block_calls, cuts.calls_per_block, cuts.task_calls) == (1, 8, 8)
+
+
+def test_first_task_has_as_many_calls_for_each_that_may_be_in_flight() -> None:
+    cuts = cuts_after(calls_in_flight=16)
+    assert (cuts.first_block_calls, cuts.calls_per_block, cuts.task_calls) == (1, 8, 128)
 
 
 @pytest.mark.parametrize(
@@ -61,14 +71,28 @@ def test_later_tasks_start_with_blocks_of_the_target_size() -> None:
 @pytest.mark.parametrize(("target", "first"), [(32 * MIB, MIB), (MIB // 2, MIB // 2)])
 def test_first_block_is_a_mebibyte_or_the_target(target: int, first: int) -> None:
     cuts = cuts_after(target=target)
-    assert (cuts.first_block_bytes, cuts.target_block_bytes, cuts.task_bytes) == (first, target, 4 * target)
+    assert (cuts.first_block_bytes, cuts.target_block_bytes) == (first, target)
+
+
+def test_task_is_a_few_blocks_of_the_target_size_but_not_less_than_64_mebibytes() -> None:
+    assert cuts_after(target=32 * MIB).task_bytes == 128 * MIB
+    assert cuts_after(target=MIB).task_bytes == 64 * MIB
+
+
+@pytest.mark.parametrize("target", [MIB, 32 * MIB])
+def test_block_is_a_sixteenth_of_the_budget_at_most_and_a_task_an_eighth(target: int) -> None:
+    cuts = cuts_after(target=target, budget=8 * MIB)
+    assert (cuts.first_block_bytes, cuts.target_block_bytes, cuts.task_bytes) == (MIB // 2, MIB // 2, MIB)
 
 
 @settings(max_examples=100, deadline=None)
 @given(
-    outputs=st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1e6)), max_size=5), target=st.integers(1, 1 << 30)
+    outputs=st.lists(st.tuples(st.integers(0, 10**6), st.floats(0, 1e6)), max_size=5),
+    target=st.integers(1, 1 << 30),
+    budget=st.integers(1, 1 << 40),
 )
-def test_cuts_always_let_a_task_get_on(outputs: list[tuple[int, float]], target: int) -> None:
-    cuts = cuts_after(*outputs, target=target)
+def test_cuts_always_let_a_task_get_on(outputs: list[tuple[int, float]], target: int, budget: int) -> None:
+    cuts = cuts_after(*outputs, target=target, budget=budget)
     assert 1 <= cuts.first_block_calls <= cuts.calls_per_block <= cuts.task_calls <= 1 << 20
     assert 1 <= cuts.first_block_bytes <= cuts.target_block_bytes <= cuts.task_bytes
+    assert cuts.target_block_bytes <= max(1, budget // 16)

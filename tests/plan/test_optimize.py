@@ -11,8 +11,8 @@ import pyarrow.compute as pc
 import pytest
 
 from aiodata.bundle import BlockMetadata, RefBundle
-from aiodata.plan.nodes import Apply, Limit, Plan, Read, Source
-from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, explain, optimize, push_down
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Source, Step, Union
+from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, UnionStage, explain, optimize, push_down
 from aiodata.plan.pieces import Piece
 from aiodata.plan.transforms import FilterRows, LimitRows, MapBatches, SelectColumns
 
@@ -20,6 +20,19 @@ FILTER = FilterRows(pc.field("x") > 1)
 SELECT = SelectColumns(("x", "y"))
 MAP = MapBatches(lambda batch: batch, None, "numpy")
 OTHER = MapBatches(dict, 3, "numpy")
+# A transform whose task must be its own.
+ALONE = replace(OTHER, fuses=False)
+
+
+class Model:
+    """A stateful function."""
+
+    def __call__(self, batch: Any) -> Any:
+        return batch
+
+
+ACTOR = MapBatches(Model, None, "numpy")
+GPU = Resources(num_cpus=2, num_gpus=0.5)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +81,14 @@ def plan(source: Source, *steps: FilterRows | SelectColumns | MapBatches | int) 
     return made
 
 
+def steps_plan(source: Source, *steps: Step) -> Plan:
+    return Plan(Read(source), steps)
+
+
+def union(*plans: Plan) -> Plan:
+    return Plan(Union(plans))
+
+
 def pushed(source: Source) -> tuple[Any, ...]:
     assert isinstance(source, FakeSource)
     return source.pushed
@@ -95,7 +116,8 @@ def test_what_a_source_refuses_stays_a_transform_as_does_what_follows() -> None:
 def test_plan_itself_is_not_changed() -> None:
     made = plan(READ, FILTER)
     optimize(made)
-    assert made.read.source is READ
+    assert made.origin == Read(READ)
+    assert made.steps == (Apply(FILTER),)
     assert READ.pushed == ()
 
 
@@ -140,14 +162,121 @@ def test_transforms_of_stored_blocks_are_a_stage_of_their_own() -> None:
     )
 
 
+def test_resources_begin_a_stage_that_has_them() -> None:
+    made = steps_plan(OPAQUE, Apply(MAP), Apply(OTHER, GPU), Apply(MAP))
+    assert optimize(made) == (ReadStage(OPAQUE, (MAP,)), MapStage((OTHER,), GPU), MapStage((MAP,)))
+
+
+def test_transforms_with_the_same_resources_are_one_stage() -> None:
+    made = steps_plan(OPAQUE, Apply(OTHER, GPU), Apply(MAP, GPU), Apply(MAP, Resources(num_cpus=2)))
+    assert optimize(made)[1:] == (MapStage((OTHER, MAP), GPU), MapStage((MAP,), Resources(num_cpus=2)))
+
+
+def test_number_of_workers_begins_a_stage_that_takes_no_more_user_code() -> None:
+    made = steps_plan(OPAQUE, Apply(MAP), Apply(OTHER, workers=(3, 3)), Apply(FILTER), Apply(MAP))
+    assert optimize(made) == (
+        ReadStage(OPAQUE, (MAP,)),
+        MapStage((OTHER, FILTER), workers=(3, 3)),
+        MapStage((MAP,)),
+    )
+
+
+def test_class_begins_a_stage_of_actors_and_light_transforms_join_it() -> None:
+    made = steps_plan(OPAQUE, Apply(ACTOR, GPU, (1, 4)), Apply(FILTER), Apply(SELECT), Apply(MAP), Apply(ACTOR))
+    stages = optimize(made)
+    assert stages == (
+        ReadStage(OPAQUE, ()),
+        MapStage((ACTOR, FILTER, SELECT), GPU, (1, 4)),
+        MapStage((MAP,)),
+        MapStage((ACTOR,)),
+    )
+    assert [stage.needs_actors for stage in stages if isinstance(stage, MapStage)] == [True, False, True]
+
+
+def test_limit_joins_actors_and_ends_their_stage() -> None:
+    made = steps_plan(OPAQUE, Apply(ACTOR), Limit(3), Apply(FILTER))
+    assert optimize(made)[1:] == (MapStage((ACTOR, LimitRows(3))), LimitStage(3), MapStage((FILTER,)))
+
+
+def test_what_does_not_fuse_has_a_stage_of_its_own() -> None:
+    assert optimize(plan(OPAQUE, MAP, ALONE, MAP, FILTER)) == (
+        ReadStage(OPAQUE, (MAP,)),
+        MapStage((ALONE,)),
+        MapStage((MAP, FILTER)),
+    )
+
+
+def test_union_has_the_stages_of_its_branches() -> None:
+    made = union(plan(READ, FILTER), plan(STORED, MAP))
+    assert optimize(made) == (
+        UnionStage(((ReadStage(replace(READ, pushed=("(x > 1)",)), ()),), (InputStage(STORED), MapStage((MAP,))))),
+    )
+
+
+def test_steps_after_a_union_are_stages_after_it() -> None:
+    branches = ((ReadStage(OPAQUE, ()),), (ReadStage(READ, ()),))
+    made = union(plan(OPAQUE), plan(READ)).then(Apply(FILTER)).then(Limit(5)).then(Limit(2))
+    assert optimize(made) == (
+        UnionStage(branches),
+        MapStage((FILTER, LimitRows(5))),
+        LimitStage(5),
+        LimitStage(2),
+    )
+    assert optimize(union(plan(OPAQUE), plan(READ)).then(Limit(5))) == (UnionStage(branches), LimitStage(5))
+
+
+def test_unions_nest() -> None:
+    inner = union(plan(OPAQUE), plan(STORED))
+    assert optimize(union(inner.then(Limit(1)), plan(STORED))) == (
+        UnionStage(
+            (
+                (UnionStage(((ReadStage(OPAQUE, ()),), (InputStage(STORED),))), LimitStage(1)),
+                (InputStage(STORED),),
+            )
+        ),
+    )
+
+
+def explained(made: Plan) -> list[str]:
+    return [line.rstrip() for line in explain(made).splitlines()]
+
+
 def test_explain_shows_one_stage_a_line_and_how_it_runs() -> None:
-    lines = explain(plan(OPAQUE, FILTER, 10, OTHER)).splitlines()
-    assert [line.rstrip() for line in lines] == [
+    assert explained(plan(OPAQUE, FILTER, 10, OTHER)) == [
         "fake -> filter((x > 1)) -> limit(10)    one task reads and transforms",
         "limit(10)                               narrows row ranges, then ends what is before it",
-        "map_batches(dict)                       one task per block",
+        "map_batches(dict)                       up to as many tasks as fit, which transform blocks",
     ]
 
 
 def test_explain_names_stored_blocks() -> None:
     assert explain(plan(STORED)) == "fake    blocks that are there already"
+
+
+@pytest.mark.parametrize(
+    ("step", "note"),
+    [
+        (Apply(ACTOR), "up to as many actors as fit, which transform blocks"),
+        (Apply(ACTOR, workers=(2, 2)), "up to 2 actors, which transform blocks"),
+        (Apply(ACTOR, workers=(1, 4)), "1 to 4 actors, which transform blocks"),
+        (Apply(ACTOR, Resources(1, 0.5), (1, 4)), "1 to 4 actors, 1 CPU and 0.5 GPUs each"),
+        (Apply(MAP, GPU), "up to as many tasks as fit, 2 CPUs and 0.5 GPUs each"),
+        (Apply(MAP, Resources(num_gpus=1), (3, 3)), "up to 3 tasks, 1 GPU each"),
+    ],
+    ids=str,
+)
+def test_explain_says_what_transforms_blocks_and_what_it_takes(step: Apply, note: str) -> None:
+    assert explained(steps_plan(STORED, step))[-1].endswith(f"    {note}")
+
+
+def test_explain_shows_the_branches_of_a_union_above_it_indented() -> None:
+    inner = union(plan(STORED), plan(OPAQUE, 1))
+    assert explained(union(inner, plan(STORED)).then(Limit(5))) == [
+        "    fake                blocks that are there already",
+        "    fake -> limit(1)    one task reads and transforms",
+        "    limit(1)            narrows row ranges, then ends what is before it",
+        "  union(2)              passes on the blocks of all that is above",
+        "  fake                  blocks that are there already",
+        "union(2)                passes on the blocks of all that is above",
+        "limit(5)                narrows row ranges, then ends what is before it",
+    ]
