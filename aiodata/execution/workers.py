@@ -158,6 +158,8 @@ class ActorPool:
         self._starting: set[Actor] = set()
         self._idle_since: dict[Actor, float] = {}
         self._watched: set[Actor] = set()
+        # Actors that were lost, by the number of tasks that have not ended.
+        self._lost: dict[Actor, int] = {}
         self._stopped: list[Actor] = []
         self._opened: _Opened | None = None
         self.max_tasks = most * _TASKS_PER_ACTOR
@@ -191,13 +193,17 @@ class ActorPool:
     def release(self, task: Task, *, is_lost: bool = False) -> None:
         """Take note that a task has ended; a lost actor is replaced."""
         actor = self._actors.pop(task, None)
-        if actor is None or actor not in self._loads:
+        if actor is None:
+            return
+        if actor in self._lost:
+            self._count_down(actor)
             return
         load = self._loads[actor]
         if load < _TASKS_PER_ACTOR:
             del self._by_load[load][actor]
         if is_lost:
-            self._drop(actor)
+            self._lost[actor] = self._loads.pop(actor)
+            self._count_down(actor)
             self._start()
             return
         self._put(actor, load - 1)
@@ -211,7 +217,7 @@ class ActorPool:
 
     async def close(self) -> None:
         """Stop all actors, and wait until they are gone: shielded, and bounded."""
-        for actor in [*self._starting, *self._loads]:
+        for actor in [*self._starting, *self._loads, *self._lost]:
             self._drop(actor)
         self._actors.clear()
         with anyio.move_on_after(self._close_timeout_s, shield=True):
@@ -238,8 +244,15 @@ class ActorPool:
         if load < _TASKS_PER_ACTOR:
             self._by_load[load][actor] = None
 
+    def _count_down(self, actor: Actor) -> None:
+        """Stop a lost actor after its last task has ended: its other tasks could not tell their ends any more."""
+        self._lost[actor] -= 1
+        if not self._lost[actor]:
+            self._drop(actor)
+
     def _drop(self, actor: Actor) -> None:
         self._starting.discard(actor)
+        self._lost.pop(actor, None)
         load = self._loads.pop(actor, None)
         if load is not None and load < _TASKS_PER_ACTOR:
             self._by_load[load].pop(actor, None)
