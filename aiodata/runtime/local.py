@@ -14,6 +14,7 @@ import weakref
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext, suppress
+from copy import copy
 from functools import partial
 from types import TracebackType
 from typing import Self, TypeVar
@@ -159,7 +160,10 @@ class LocalActor:
         """Wait until the chain is built."""
         await self._built.wait()
         if self._error is not None:
-            raise self._error
+            # One of its own for each: a traceback that is shared would have frames of others cleared.
+            error = copy(self._error)
+            error.__cause__ = self._error.__cause__
+            raise error
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> LocalTask:
         """Start a task that waits for its turn."""
