@@ -22,8 +22,8 @@ from aiodata.batching.feed import BundleSource
 from aiodata.batching.options import BatchOptions
 from aiodata.batching.pipeline import make_pipeline
 from aiodata.bundle import BlockMetadata, RefBundle
-from aiodata.execution.counters import OperatorCounters
 from aiodata.iterator import BatchIterator
+from aiodata.stats import RunStats
 
 SCHEMA = pa.schema([("id", pa.int64())])
 ROW_BYTES = 8
@@ -69,8 +69,8 @@ class FakeFeed:
     def __init__(
         self, sizes: Sequence[int], *, ranges: Sequence[tuple[int, int]] | None = None, held: bool = False
     ) -> None:
-        self.runtime_name = "fake"
-        self.counters: Sequence[OperatorCounters] = ()
+        # No budget of a run's limits what is held.
+        self.max_held_bytes = 1 << 62
         self.sizes = sizes
         self.starts = [sum(sizes[:index]) for index in range(len(sizes))]
         self.ranges = ranges or [(0, size) for size in sizes]
@@ -95,6 +95,9 @@ class FakeFeed:
     @property
     def largest_bytes(self) -> int:
         return max(self.sizes, default=0) * ROW_BYTES
+
+    def stats(self) -> RunStats:
+        return RunStats("fake")
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         await consume(self)
