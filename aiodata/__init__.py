@@ -18,7 +18,7 @@ from aiodata.options import ExecutionOptions
 from aiodata.reading import from_arrow, from_items, range, read_parquet  # noqa: A004
 from aiodata.rows import RowIterator, Rows
 from aiodata.running import run
-from aiodata.stats import IterationStats, LoopLag, OperatorStats
+from aiodata.stats import BudgetStats, IterationStats, LoopLag, OperatorStats
 
 __version__ = "0.1.0"
 
@@ -26,6 +26,7 @@ __all__ = [
     "AiodataError",
     "BatchIterator",
     "Batches",
+    "BudgetStats",
     "BusyError",
     "ClosedError",
     "Dataset",

@@ -148,7 +148,12 @@ async def test_function_that_can_not_be_sent_is_refused_on_ray_with_its_name(ray
     ("verb", "words"),
     [
         (lambda ds: ds.map_batches(3), "fn=3"),
-        (lambda ds: ds.map_batches(dict), "must be a plain function"),
+        (lambda ds: ds.map_batches(same, concurrency=0), "concurrency=0"),
+        (lambda ds: ds.map_batches(same, concurrency=True), "concurrency=True"),
+        (lambda ds: ds.map_batches(same, concurrency=(1, 2)), "only a class"),
+        (lambda ds: ds.map_batches(same, num_cpus=-1), "num_cpus=-1"),
+        (lambda ds: ds.map_batches(same, fn_constructor_args=(1,)), "are for a class"),
+        (lambda ds: ds.union(3), "3 must be a Dataset"),
         (lambda ds: ds.map_batches(same, batch_size=0), "batch_size=0"),
         (lambda ds: ds.map_batches(same, batch_size=True), "batch_size=True"),
         (lambda ds: ds.map_batches(same, batch_format="torchy"), "torchy"),
@@ -267,7 +272,7 @@ def test_explain_and_repr_show_the_stages() -> None:
     assert ds.explain().splitlines() == [
         "range(10) -> map_batches(same) -> limit(3)    one task reads and transforms",
         "limit(3)                                      narrows row ranges, then ends what is before it",
-        "select_columns(['id'])                        one task per block",
+        "select_columns(['id'])                        tasks transform blocks",
     ]
     assert repr(ds) == "<Dataset range(10) -> map_batches(same) -> limit(3) | limit(3) | select_columns(['id'])>"
     assert repr(aiodata.from_items([1])) == "<Dataset from_items>"

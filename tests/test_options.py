@@ -91,9 +91,8 @@ def test_bad_batch_option_is_refused_with_value_and_remedy(name: str, value: Any
         (lambda: aiodata.range(1).select_columns([]), "must name at least one column"),
         (lambda: aiodata.range(1).filter(lambda row: True), "to filter by a function use map_batches"),
         (lambda: aiodata.range(1).map_batches(1), "fn=1 must be a function"),  # type: ignore[arg-type]
-        (lambda: aiodata.range(1).map_batches(dict), "wrap it in one"),
-        (lambda: aiodata.range(1).map_batches(as_coroutine), "plain function or a generator function"),
-        (lambda: aiodata.range(1).map_batches(as_async_generator), "plain function or a generator function"),
+        (lambda: aiodata.range(1).map_batches(as_coroutine, concurrency=(1, 2)), "only a class has a pool"),
+        (lambda: aiodata.range(1).map_batches(as_async_generator, concurrency=0), "concurrency=0 must be an integer"),
         (lambda: aiodata.range(1).map_batches(dict.copy, batch_size=0), "batch_size=0 must be an integer"),
         (lambda: aiodata.range(1).map_batches(dict.copy, batch_format="csv"), "batch_format='csv' is unknown"),
     ],

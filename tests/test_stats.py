@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from aiodata import IterationStats, LoopLag, OperatorStats
+from aiodata import BudgetStats, IterationStats, LoopLag, OperatorStats
 
 OPERATOR = OperatorStats("read_parquet(flights)", 12, 34, 5_678_901, 3 << 20, 4.5678)
 STATS = IterationStats(
@@ -25,6 +25,7 @@ STATS = IterationStats(
     format_s=2.222,
     user_s=3.333,
     loop_lag=LoopLag(samples=200, p50_s=0.0001, p99_s=0.0012, max_s=0.0034),
+    budget=BudgetStats(limit_bytes=64 << 20, live_bytes=3 << 20, peak_live_bytes=40 << 20),
     errors=(),
     operators=(OPERATOR,),
 )
@@ -44,6 +45,7 @@ def test_first_line_has_rows_batches_runtime_and_time() -> None:
         "consumer's own 3.333 s",
         "5.0 MiB",
         "p99 1.2 ms",
+        "blocks 3.0 MiB, 40.0 MiB at most, of a budget of 64.0 MiB",
     ],
 )
 def test_table_says_where_the_time_went(words: str) -> None:

@@ -15,6 +15,7 @@ PUBLIC = [
     "AiodataError",
     "BatchIterator",
     "Batches",
+    "BudgetStats",
     "BusyError",
     "ClosedError",
     "Dataset",

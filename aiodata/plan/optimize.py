@@ -72,17 +72,18 @@ class MapStage:
     @property
     def note(self) -> str:
         """Who does it, with what."""
-        kind = "actors" if self.needs_actors else "tasks"
-        count = f"up to as many {kind} as fit"
-        if self.workers is not None:
-            least, most = self.workers
-            count = f"{least} to {most} {kind}" if self.needs_actors and least < most else f"up to {most} {kind}"
+        who = "actors" if self.needs_actors else "tasks"
+        match self.workers:
+            case (least, most) if self.needs_actors:
+                who = f"{least} {who}" if least == most else f"{least} to {most} {who}"
+            case (_, most):
+                who = f"up to {most} {who}"
         takes = [
             f"{amount:g} {unit}{'' if amount == 1 else 's'}"
             for amount, unit in ((self.resources.num_cpus, "CPU"), (self.resources.num_gpus, "GPU"))
             if amount is not None
         ]
-        return f"{count}, {' and '.join(takes)} each" if takes else f"{count}, which transform blocks"
+        return f"{who} with {' and '.join(takes)} each transform blocks" if takes else f"{who} transform blocks"
 
 
 @dataclass(frozen=True, slots=True)

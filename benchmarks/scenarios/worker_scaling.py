@@ -30,9 +30,7 @@ def _measure(num_workers: int, num_operators: int) -> Mapping[str, float]:
     from benchmarks.simulated import simulated_pass
 
     passes = [
-        simulated_pass(
-            num_workers=num_workers, blocks_per_worker=_BLOCKS_PER_WORKER, num_operators=num_operators
-        )
+        simulated_pass(num_workers=num_workers, blocks_per_worker=_BLOCKS_PER_WORKER, num_operators=num_operators)
         for _ in range(_PASSES[num_workers])
     ]
     steps_ms = [step_s * _MS_PER_S for one in passes for step_s in one.steps_s]

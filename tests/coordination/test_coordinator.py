@@ -249,7 +249,7 @@ async def test_future_epoch_is_refused() -> None:
 
 async def test_failure_of_the_execution_comes_out_of_serve() -> None:
     error = ZeroDivisionError()
-    coordinator = Coordinator(FakeExecution(1, error=error))
+    coordinator = Coordinator(FakeExecution(0, error=error))
     await coordinator.start_epoch(0)
     with pytest.raises(ExceptionGroup) as caught:
         await coordinator.serve(1)

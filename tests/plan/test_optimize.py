@@ -245,7 +245,7 @@ def test_explain_shows_one_stage_a_line_and_how_it_runs() -> None:
     assert explained(plan(OPAQUE, FILTER, 10, OTHER)) == [
         "fake -> filter((x > 1)) -> limit(10)    one task reads and transforms",
         "limit(10)                               narrows row ranges, then ends what is before it",
-        "map_batches(dict)                       up to as many tasks as fit, which transform blocks",
+        "map_batches(dict)                       tasks transform blocks",
     ]
 
 
@@ -256,12 +256,12 @@ def test_explain_names_stored_blocks() -> None:
 @pytest.mark.parametrize(
     ("step", "note"),
     [
-        (Apply(ACTOR), "up to as many actors as fit, which transform blocks"),
-        (Apply(ACTOR, workers=(2, 2)), "up to 2 actors, which transform blocks"),
-        (Apply(ACTOR, workers=(1, 4)), "1 to 4 actors, which transform blocks"),
-        (Apply(ACTOR, Resources(1, 0.5), (1, 4)), "1 to 4 actors, 1 CPU and 0.5 GPUs each"),
-        (Apply(MAP, GPU), "up to as many tasks as fit, 2 CPUs and 0.5 GPUs each"),
-        (Apply(MAP, Resources(num_gpus=1), (3, 3)), "up to 3 tasks, 1 GPU each"),
+        (Apply(ACTOR), "actors transform blocks"),
+        (Apply(ACTOR, workers=(2, 2)), "2 actors transform blocks"),
+        (Apply(ACTOR, workers=(1, 4)), "1 to 4 actors transform blocks"),
+        (Apply(ACTOR, Resources(1, 0.5), (1, 4)), "1 to 4 actors with 1 CPU and 0.5 GPUs each transform blocks"),
+        (Apply(MAP, GPU), "tasks with 2 CPUs and 0.5 GPUs each transform blocks"),
+        (Apply(MAP, Resources(num_gpus=1), (3, 3)), "up to 3 tasks with 1 GPU each transform blocks"),
     ],
     ids=str,
 )

@@ -17,11 +17,12 @@ from aiodata.bundle import InlineBlock
 from aiodata.concurrency import TaskSet, Wakeup
 from aiodata.errors import OptionError, TaskError
 from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Resources
 from aiodata.plan.pieces import BlockPiece, Origin, Piece, TablePiece
 from aiodata.plan.transforms import MapBatches, Transform
 from aiodata.plan.work import Cuts, OutputMetadata, Position, TaskEnd, Work
 from aiodata.runtime import choose_runtime
-from aiodata.runtime.base import Pair, Resources, Runtime, Stage, Task
+from aiodata.runtime.base import Pair, Runtime, Stage, Task
 from tests.conftest import until
 
 pytestmark = pytest.mark.usefixtures("clean")
