@@ -1,10 +1,19 @@
 """Tasks and wake-ups: the only place where tasks are created."""
 
 from aiodata.concurrency.loop_lag import LoopLagMonitor
-from aiodata.concurrency.release import cleared_frames, close_and_drop
+from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
 from aiodata.concurrency.supervise import Supervisor
 from aiodata.concurrency.taskset import TaskSet
 from aiodata.concurrency.threads import call_in_thread
 from aiodata.concurrency.wakeup import Wakeup
 
-__all__ = ["LoopLagMonitor", "Supervisor", "TaskSet", "Wakeup", "call_in_thread", "cleared_frames", "close_and_drop"]
+__all__ = [
+    "LoopLagMonitor",
+    "Supervisor",
+    "TaskSet",
+    "Wakeup",
+    "call_in_thread",
+    "cleared_frames",
+    "close_and_drop",
+    "without_frames",
+]

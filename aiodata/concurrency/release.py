@@ -34,6 +34,13 @@ def close_and_drop(stream: MemoryObjectReceiveStream[Any]) -> None:
     stream.close()
 
 
+def without_frames(error: BaseException) -> BaseException:
+    """Return an error that is kept as a value without the frames that it went through; Ray's hold the error itself."""
+    _clear_frames(error)
+    error.__traceback__ = error.__context__ = None
+    return error
+
+
 def _clear_frames(error: BaseException) -> None:
     traceback.clear_frames(error.__traceback__)
     if isinstance(error, BaseExceptionGroup):

@@ -102,7 +102,7 @@ class DataOpTask:
         self._num_waiting = len(pairs)
         self._charged = deque()
         for pair in pairs:
-            self._charge(0 if pair.ref is None else self._runtime.size_of(pair.ref))
+            self._charge(self._size_of(pair))
             self._lane.submit(self, pair)
 
     def emit(self, pair: Pair, outcome: Outcome) -> None:
@@ -140,6 +140,13 @@ class DataOpTask:
         self.drain()
         while self._charged:
             self._uncharge(self._charged.popleft())
+
+    def _size_of(self, pair: Pair) -> int | None:
+        if pair.ref is None:  # The end has no block.
+            return 0
+        # Where the metadata is there already, it need not be worked out again.
+        known = pair.metadata
+        return known.block.num_bytes if isinstance(known, OutputMetadata) else self._runtime.size_of(pair.ref)
 
     def _charge(self, num_bytes: int | None) -> None:
         """Count a block's bytes; they are not expected any more. None: its metadata will say how many they are."""

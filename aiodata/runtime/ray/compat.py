@@ -21,12 +21,13 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any, Protocol
 
 import ray
 from ray._private.worker import global_worker
 from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError
+
+from aiodata.concurrency import without_frames
 
 # How often the public fallback looks whether something is ready, in seconds.
 _FALLBACK_INTERVAL_S = 0.005
@@ -118,6 +119,18 @@ def when_settled(ref: ray.ObjectRef, on_settled: Callback) -> None:
         ref.future().add_done_callback(lambda _: on_settled())
 
 
+def read_now(ref: Any) -> tuple[Any, RayError | None]:
+    """Return the value of a reference (or of a list of them) without waiting, or the error of reading it.
+
+    The error has no frames any more: Ray's refer to the error, and so would keep all that the callers' refer to.
+    """
+    try:
+        return ray.get(ref, timeout=0), None
+    except RayError as error:
+        without_frames(error)
+        return None, error
+
+
 def size_of(ref: ray.ObjectRef) -> int | None:
     """Return an object's bytes if this process knows them; asks nobody (2 µs)."""
     size: int | None = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("object_size")
@@ -193,18 +206,16 @@ class _PeekedPairs:
 
     def _raise_end(self) -> None:
         """Raise what the task ended with, unless there are still pairs: a task may fail before all are taken."""
-        try:
-            ray.get(self._metadata, timeout=0)
-        except (GetTimeoutError, ObjectLostError):
-            return
-        except ObjectRefStreamEndOfStreamError:
-            raise EOFError from None
-        except RayError:
-            # Ray logs errors that nobody has looked at.
-            for ref in (self._block, self._generator.completed()):
-                with suppress(RayError):
-                    ray.get(ref, timeout=0)
-            raise
+        _, error = read_now(self._metadata)
+        match error:
+            case None | GetTimeoutError() | ObjectLostError():
+                return
+            case ObjectRefStreamEndOfStreamError():
+                raise EOFError
+        # Ray logs errors that nobody has looked at.
+        read_now(self._block)
+        read_now(self._generator.completed())
+        raise error
 
 
 class _WaitedPairs:

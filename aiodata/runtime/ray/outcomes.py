@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,9 +10,11 @@ import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError
 
 from aiodata.bundle import BlockRef
+from aiodata.concurrency import without_frames
 from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.work import OutputMetadata, TaskEnd
 from aiodata.runtime.base import Outcome, Pair
+from aiodata.runtime.ray.compat import read_now
 from aiodata.runtime.ray.worker import PackedEnd
 
 
@@ -28,10 +29,10 @@ class RayMetadata:
 def ready_outcomes(pairs: Sequence[Pair]) -> list[Outcome]:
     """Return what is there of pairs' metadata: one call of Ray where nothing has failed."""
     refs = [pair.metadata.ref for pair in pairs if isinstance(pair.metadata, RayMetadata)]
-    try:
-        values = iter(ray.get(refs, timeout=0))
-    except RayError:
+    read, error = read_now(refs)
+    if error is not None:
         return [_ready_outcome(pair) for pair in pairs]
+    values = iter(read)
     return [_outcome_of(next(values)) if isinstance(pair.metadata, RayMetadata) else pair.metadata for pair in pairs]
 
 
@@ -57,7 +58,7 @@ def failed_end(task_name: str, error: BaseException | None) -> TaskEnd:
     """Return the end of a task that could not say one itself."""
     reason = "it ended without a word" if error is None else f"{type(error).__name__}: {error}"
     failure = TaskError(task_name, "a Ray worker that did not finish", None, reason)
-    failure.__cause__ = error
+    failure.__cause__ = without_frames(error) if error is not None else None
     return TaskEnd(None, failure)
 
 
@@ -68,30 +69,30 @@ def lost(what: str, error: BaseException) -> AiodataError:
         f"{what} is lost: {type(error).__name__}: {reason} Its node or the process that owned it is gone, and it could "
         "not be made again. Raise task_max_retries, or look after the cluster's nodes (`ray status`), and run again."
     )
-    failure.__cause__ = error
+    failure.__cause__ = without_frames(error)
     return failure
 
 
 def is_end(metadata: ray.ObjectRef) -> bool:
     """Return whether a pair's metadata is there and is the end of its task."""
-    try:
-        return isinstance(ray.get(metadata, timeout=0), PackedEnd)
-    except (GetTimeoutError, ObjectLostError):
-        return False
-    except RayError:
-        return True
+    value, error = read_now(metadata)
+    if error is not None:
+        return not isinstance(error, GetTimeoutError | ObjectLostError)
+    return isinstance(value, PackedEnd)
 
 
 def _ready_outcome(pair: Pair) -> Outcome:
     if not isinstance(pair.metadata, RayMetadata):
         end: TaskEnd = pair.metadata
         return end
-    try:
-        return _outcome_of(ray.get(pair.metadata.ref, timeout=0))
-    except GetTimeoutError:
-        return None
-    except RayError as error:
-        return _failed_outcome(pair, error)
+    value, error = read_now(pair.metadata.ref)
+    match error:
+        case None:
+            return _outcome_of(value)
+        case GetTimeoutError():
+            return None
+        case _:
+            return _failed_outcome(pair, error)
 
 
 def _outcome_of(value: Any) -> OutputMetadata | TaskEnd:
@@ -112,11 +113,5 @@ def _failed_outcome(pair: Pair, error: RayError) -> TaskEnd | AiodataError:
 
 def _error_in(ref: BlockRef) -> RayError | None:
     """Return the error of a task that Ray has put where its next block would be."""
-    with suppress(GetTimeoutError):
-        try:
-            ray.get(ref, timeout=0)
-        except GetTimeoutError:
-            raise
-        except RayError as error:
-            return error
-    return None
+    _, error = read_now(ref)
+    return None if isinstance(error, GetTimeoutError) else error
