@@ -34,7 +34,7 @@ def pytest_collection_finish() -> None:
 @pytest.fixture(scope="session")
 def ray_cluster() -> Iterator[None]:
     """Start Ray once for all tests."""
-    ray.init(num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
