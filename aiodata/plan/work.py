@@ -281,7 +281,7 @@ class _Cutter:
         for block in self._take():
             yield block, self._source
             num_blocks += 1
-        if not num_blocks:
+        if not num_blocks and self._feed.error is None:
             yield empty if empty is not None else pa.table({}), self._source
 
     def _is_complete(self, last: pa.Table) -> bool:
