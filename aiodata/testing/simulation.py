@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 import anyio
@@ -83,15 +83,18 @@ class Simulation:
         at_least("consumer_max_blocks", self.consumer_max_blocks, 1, optional=True)
         at_least("limit_rows", self.limit_rows, 0, optional=True)
 
-    def run(self) -> SimulationReport:
+    def run(self, *, loop_factory: Callable[[], VirtualTimeLoop] = VirtualTimeLoop) -> SimulationReport:
         """Run it in an event loop of its own; what failed the run is the report's `error`.
+
+        Args:
+            loop_factory: Makes the event loop, for those who watch it.
 
         Raises:
             SimulatedDeadlockError: The run stood still before it was done.
             OptionError: A value that can not work.
             RuntimeError: Called where an event loop runs.
         """
-        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
             return runner.run(_simulate(self))
 
     def plan(self) -> Plan:
@@ -121,8 +124,9 @@ async def _simulate(simulation: Simulation) -> SimulationReport:
         operators = run.operators()
         virtual_s, ranges, error = run.ended_s - run.started_s, tuple(run.ranges), run.error
         del run
-        # Blocks that only reference cycles hold are not left behind.
-        gc.collect()
+        if runtime.live_bytes:
+            # Blocks that only reference cycles hold are not left behind.
+            gc.collect()
         return SimulationReport(
             virtual_s=virtual_s,
             rows_in=simulation.source.count_rows() or 0,
