@@ -144,7 +144,7 @@ class SimulatedTask:
         self._on_ready = on_ready
         self._number = host.counts.started
         self._state = _State.WAITING
-        self._pairs: list[Pair] = []
+        self._pairs: list[Pair] | tuple[()] = ()
         self._is_asked = True
         self._steps = _NO_STEPS
         self._step: Step | None = None
@@ -171,11 +171,10 @@ class SimulatedTask:
 
     def pull(self) -> list[Pair]:
         """Return the pairs that have surfaced."""
-        pairs = self._pairs
-        if pairs:
-            self._pairs = []
-        else:
+        if not self._pairs:
             self._is_asked = True
+            return []
+        pairs, self._pairs = self._pairs, ()
         return pairs
 
     def cancel(self) -> None:
@@ -187,7 +186,7 @@ class SimulatedTask:
         self._host.counts.cancelled += 1
         self._host.counts.running -= was_running
         self._let_go()
-        self._pairs = []
+        self._pairs = ()
         delay_s = self._host.cancel_delay_s
         if was_running and delay_s:
             self._host.agenda.after(delay_s, self._give_up_worker)
@@ -227,12 +226,12 @@ class SimulatedTask:
             self._end()
             self._tell()
 
-    def _go_on(self, done: Position) -> None:
+    def _go_on(self, done: Step) -> None:
         """Begin the next step, unless the work or the allotment is done."""
         step = self._step = next(self._steps, None)
         if step is None:
             self._end()
-        elif step.position != done and self._is_spent():
+        elif self._is_spent() and step.position != done.position:
             self._end(step.position)
         else:
             self._begin(step.seconds * self._slowness)
@@ -282,7 +281,7 @@ class SimulatedTask:
         if self._index not in self._errors:
             self._produced_bytes += step.num_bytes
         self._index += 1
-        self._go_on(step.position)
+        self._go_on(step)
         if is_new:
             self._tell()
 
@@ -299,7 +298,7 @@ class SimulatedTask:
             self._errors[self._index] = error
             self._num_settled += 1
             self._index += 1
-            self._go_on(step.position)
+            self._go_on(step)
         else:
             rest = next((other.position for other in self._steps if other.position != step.position), None)
             self._end(rest, error)
@@ -335,10 +334,13 @@ class SimulatedTask:
 
     def _add_pair(self, block: SimulatedBlock | None, outcome: OutputMetadata | TaskEnd | Exception) -> None:
         if self._host.metadata_delay_s or isinstance(outcome, Exception):
-            late = Late(self._host.agenda.now + self._host.metadata_delay_s, outcome)
-            self._pairs.append(Pair(block, late))
+            pair = Pair(block, Late(self._host.agenda.now + self._host.metadata_delay_s, outcome))
         else:
-            self._pairs.append(Pair(block, outcome))
+            pair = Pair(block, outcome)
+        if self._pairs:
+            self._pairs.append(pair)
+        else:
+            self._pairs = [pair]
 
     def _tell(self) -> None:
         if self._is_asked and self._pairs:
