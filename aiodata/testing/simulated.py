@@ -21,7 +21,7 @@ from aiodata.testing.actors import SimulatedActor
 from aiodata.testing.agenda import Agenda
 from aiodata.testing.blocks import SIMULATED_SCHEMA, BlockStore, SimulatedBlock
 from aiodata.testing.faults import Fault, Faults, FaultSchedule
-from aiodata.testing.models import check_seconds
+from aiodata.testing.models import SimulatedMap, check_seconds
 from aiodata.testing.steps import Step, check_chain, make_steps
 from aiodata.testing.tasks import Late, SimulatedTask, TaskCounts
 from aiodata.testing.workers import Pool
@@ -209,6 +209,7 @@ class SimulatedStage:
         self.cancel_delay_s = runtime.cancel_delay_s
         self.task_max_retries = runtime.task_max_retries
         self._actor_start_s = runtime.actor_start_s
+        self._constructor_fails = any(isinstance(one, SimulatedMap) and one.constructor_fails for one in chain)
         self._chain = chain
         self._share = pool.share(resources)
         self._metadata = lru_cache(_MAX_CACHED_METADATA)(_make_metadata)
@@ -219,7 +220,7 @@ class SimulatedStage:
 
     def start_actor(self) -> SimulatedActor:
         """Start an actor as soon as there is room for it."""
-        return SimulatedActor(self, self._share, self._actor_start_s)
+        return SimulatedActor(self, self._share, self._actor_start_s, constructor_fails=self._constructor_fails)
 
     def steps(self, work: Work, refs: Sequence[BlockRef]) -> Iterator[Step]:
         """Return a task's steps."""

@@ -89,7 +89,7 @@ def _first_steps(work: Work, first: SimulatedMap | None, refs: Sequence[BlockRef
 
 def _read(piece: SimulatedPiece, index: int, unit: int) -> Step:
     source = piece.source
-    first = (piece.index * source.blocks_per_piece + unit) * source.rows_per_block
+    first = source.first_row + (piece.index * source.blocks_per_piece + unit) * source.rows_per_block
     rows = ((first, first + source.rows_per_block),)
     return Step(index, unit, 0, source.s_per_block, rows, rows, source.rows_per_block, source.bytes_per_block, 0)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import anyio
@@ -21,6 +22,7 @@ from aiodata.testing.workers import Workers
 
 # One for all: tasks wait in tens of thousands, and each object of theirs costs every garbage collection.
 _NO_STEPS: Iterator[Step] = iter(())
+_DONE = TaskEnd()
 
 
 @dataclass(slots=True)
@@ -195,6 +197,21 @@ class SimulatedTask:
         else:
             self._stop()
 
+    def lose(self) -> None:
+        """End at once, since the worker is lost for good: what was not done by now is not done any more."""
+        if self._state not in (_State.WAITING, _State.RUNNING):
+            return
+        host = self._host
+        rows = [step.inputs for index, step in enumerate(self._all_steps()) if index >= self._num_settled]
+        host.faults.note(FaultKind.KILL, host.name, self._number, self._index, tuple(chain.from_iterable(rows)))
+        error = AiodataError(f"{host.name}: a worker is lost, after {self._deaths} deaths under this task")
+        host.counts.finished += 1
+        host.counts.running -= self._state is _State.RUNNING
+        self._add_pair(None, TaskEnd(None, error, tuple(self._errors.values()), is_worker_lost=True))
+        self._let_go()
+        self._stop()
+        self._tell()
+
     async def wait_stopped(self) -> None:
         """Wait until it runs no more."""
         if self._state is not _State.STOPPED:
@@ -209,7 +226,7 @@ class SimulatedTask:
         host.counts.running += 1
         self._index = 0
         self._produced_bytes = 0
-        self._steps = host.steps(self._work, self._refs)
+        self._steps = self._all_steps()
         self._slowness = 1.0
         if host.faults.draw_for_task() is FaultKind.SLOW:
             self._slowness = host.faults.faults.slow_factor
@@ -220,6 +237,9 @@ class SimulatedTask:
             host.agenda.after(0.0, self._end_empty)
         else:
             self._begin(step.seconds * self._slowness)
+
+    def _all_steps(self) -> Iterator[Step]:
+        return self._host.steps(self._work, self._refs)
 
     def _end_empty(self) -> None:
         if self._state is _State.RUNNING:
@@ -309,12 +329,12 @@ class SimulatedTask:
         if self._state is not _State.RUNNING:
             return
         host = self._host
-        host.faults.note(FaultKind.KILL, host.name, self._number, self._index)
         self._deaths += 1
         if self._deaths > host.task_max_retries:
-            self._end(None, AiodataError(f"a worker of {host.name} died {self._deaths} times"))
-            self._tell()
+            self.lose()
+            self._workers.lose()
             return
+        host.faults.note(FaultKind.KILL, host.name, self._number, self._index)
         self._state = _State.WAITING
         host.counts.running -= 1
         self._workers.release()
@@ -328,7 +348,8 @@ class SimulatedTask:
         """Add the last pair, and make room for others."""
         self._host.counts.finished += 1
         self._host.counts.running -= 1
-        self._add_pair(None, TaskEnd(rest, error, tuple(self._errors.values())))
+        is_done = rest is None and error is None and not self._errors
+        self._add_pair(None, _DONE if is_done else TaskEnd(rest, error, tuple(self._errors.values())))
         self._let_go()
         self._give_up_worker()
 

@@ -32,6 +32,9 @@ class Workers(Protocol):
     def release(self) -> None:
         """Take back what one that was started took."""
 
+    def lose(self) -> None:
+        """Take note that one that was started has lost its worker for good."""
+
 
 class Pool:
     """CPUs and GPUs.
@@ -107,4 +110,8 @@ class Share:
 
     def release(self) -> None:
         """Give back what one took."""
+        self._pool.release(self)
+
+    def lose(self) -> None:
+        """Give back what one took: another worker takes the place of one that was lost."""
         self._pool.release(self)
