@@ -36,9 +36,9 @@ class SimulatedRuntime:
     """Runs `SimulatedSource` and `SimulatedMap` on workers that are but a number, while its context is open.
 
     Its clock is the event loop's: on a `VirtualTimeLoop` a run takes just the CPU time of what happens in it. A task
-    takes one worker unless its resources say otherwise, and those that find none wait in line. Like a task on Ray, it
-    produces on its own, stops when its allotment is spent, and is run again from its start when its worker dies, its
-    outputs matched by their place.
+    takes one worker and an actor none, unless their resources say otherwise, and those that find none wait in line.
+    Like a task on Ray, it produces on its own, stops when its allotment is spent, and is run again from its start when
+    its worker dies, its outputs matched by their place.
 
     Args:
         num_workers: CPUs.
@@ -211,7 +211,9 @@ class SimulatedStage:
         self._actor_start_s = runtime.actor_start_s
         self._constructor_fails = any(isinstance(one, SimulatedMap) and one.constructor_fails for one in chain)
         self._chain = chain
-        self._share = pool.share(resources)
+        # Like on Ray, where an actor takes no CPU unless it is told to.
+        self._actor_share = pool.share(resources, default_cpus=0.0)
+        self._share = pool.share(resources, default_cpus=1.0)
         self._metadata = lru_cache(_MAX_CACHED_METADATA)(_make_metadata)
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> SimulatedTask:
@@ -220,7 +222,7 @@ class SimulatedStage:
 
     def start_actor(self) -> SimulatedActor:
         """Start an actor as soon as there is room for it."""
-        return SimulatedActor(self, self._share, self._actor_start_s, constructor_fails=self._constructor_fails)
+        return SimulatedActor(self, self._actor_share, self._actor_start_s, constructor_fails=self._constructor_fails)
 
     def steps(self, work: Work, refs: Sequence[BlockRef]) -> Iterator[Step]:
         """Return a task's steps."""

@@ -204,7 +204,8 @@ class SimulatedTask:
         host = self._host
         rows = [step.inputs for index, step in enumerate(self._all_steps()) if index >= self._num_settled]
         host.faults.note(FaultKind.KILL, host.name, self._number, self._index, tuple(chain.from_iterable(rows)))
-        error = AiodataError(f"{host.name}: a worker is lost, after {self._deaths} deaths under this task")
+        what = f"died {self._deaths} times" if self._deaths else "is lost with what waited for it"
+        error = AiodataError(f"a worker of {host.name} {what}")
         host.counts.finished += 1
         host.counts.running -= self._state is _State.RUNNING
         self._add_pair(None, TaskEnd(None, error, tuple(self._errors.values()), is_worker_lost=True))

@@ -38,6 +38,6 @@ def run_collecting(main: Callable[[], Coroutine[Any, Any, T]], loop: CollectingL
     with asyncio.Runner(loop_factory=lambda: loop) as runner:
         result = runner.run(main())
     gc.collect()
-    assert not complaints
+    assert not complaints, complaints
     assert loop.num_turns > 0
     return result

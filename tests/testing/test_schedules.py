@@ -1,4 +1,4 @@
-"""Two hundred schedules with faults: each row once, in order if asked, nothing left, and no more memory than allowed."""
+"""Two hundred schedules with faults: each row once, in order if asked, nothing left, no more memory than allowed."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from tests.testing.schedules import check, simulation_of
 NUM_SCHEDULES = 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(NUM_SCHEDULES))
 def test_a_schedule_loses_doubles_and_leaves_nothing(seed: int) -> None:
     try:
@@ -52,6 +53,7 @@ def test_a_check_that_fails_says_so() -> None:
         check(simulation)
 
 
+@pytest.mark.slow
 def test_a_schedule_can_be_replayed_from_the_command_line() -> None:
     command = [sys.executable, "-m", "tests.testing.replay", "3"]
     ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
