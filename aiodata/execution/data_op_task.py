@@ -126,6 +126,7 @@ class DataOpTask:
             assert outcome is not None, "a pair is emitted when it has an outcome"
             self._owner.on_lost(self, outcome)
         if not self._num_waiting:
+            self._charged = _NOTHING_CHARGED
             self._owner.on_pull_again(self)
 
     def drain(self) -> None:

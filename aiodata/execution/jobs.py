@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from aiodata.bundle import BlockRef, RefBundle
 from aiodata.execution.ordering import OutputOrder
-from aiodata.plan.pieces import BlockPiece, Piece
+from aiodata.plan.pieces import BlockPieces, Piece
 from aiodata.plan.work import Position
 
 # Bytes of files that one task is given to read, at most; a single piece may have more.
@@ -30,17 +30,14 @@ class Job:
     """
 
     number: int
-    pieces: tuple[Piece, ...]
+    pieces: Sequence[Piece]
     refs: tuple[BlockRef, ...] = ()
     start: Position = Position()
 
     def rest(self, position: Position) -> Job:
         """Return what is left from `position` on."""
         done = position.piece
-        pieces = self.pieces[done:]
-        if self.refs:
-            pieces = tuple(replace(piece, index=index) for index, piece in enumerate(pieces))  # type: ignore[type-var]
-        return Job(self.number, pieces, self.refs[done:], replace(position, piece=0))
+        return Job(self.number, self.pieces[done:], self.refs[done:], replace(position, piece=0))
 
 
 class JobQueue:
@@ -116,19 +113,19 @@ class JobQueue:
         return self._jobs[0].number if self._jobs else self._num_numbered
 
     def _gather(self, max_blocks: int) -> Job:
-        pieces: list[Piece] = []
+        fields: list[int | str] = []
         refs: list[BlockRef] = []
         num_bytes = 0
-        while self._bundles and len(pieces) < max_blocks:
+        while self._bundles and len(refs) < max_blocks:
             block = self._bundles[0].metadata
-            if pieces and num_bytes + block.num_bytes > self._max_job_bytes:
+            if refs and num_bytes + block.num_bytes > self._max_job_bytes:
                 break
             bundle = self._bundles.popleft()
             num_bytes += block.num_bytes
-            pieces.append(BlockPiece(len(pieces), bundle.start, bundle.stop, block.num_bytes, block.source))
+            fields += (bundle.start, bundle.stop, block.num_bytes, block.source)
             refs.append(bundle.ref)
         self.num_bundle_bytes -= num_bytes
-        return Job(self._next_number(), tuple(pieces), tuple(refs))
+        return Job(self._next_number(), BlockPieces(tuple(fields)), tuple(refs))
 
     def _next_number(self) -> int:
         self._num_numbered += 1

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, overload
 
 import pyarrow as pa
 
@@ -132,3 +132,54 @@ class BlockPiece:
     def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
         """Never called: a block is read once it is bound."""
         raise RuntimeError("a BlockPiece has to be bound to its block before it can be read")
+
+
+# Numbers and names that a block piece is made of, in `BlockPieces`.
+_NUM_FIELDS = 4
+
+
+class BlockPieces(Sequence[BlockPiece]):
+    """The pieces that a task's blocks are, numbered in their order; each is made when it is asked for.
+
+    Thousands of tasks wait with dozens of blocks each. One flat tuple of numbers and names is less to send, and nothing
+    that the garbage collections have to go through.
+
+    Example:
+        >>> BlockPieces.of([(0, 10, 80, "a"), (3, 5, 80, "b")])[1:][0]
+        BlockPiece(index=0, start=3, stop=5, num_bytes=80, source='b')
+    """
+
+    __slots__ = ("_fields",)
+
+    def __init__(self, fields: tuple[int | str, ...]) -> None:
+        """Take the fields of all pieces but their index, one piece after the other."""
+        self._fields = fields
+
+    @classmethod
+    def of(cls, pieces: Iterable[tuple[int, int, int, str]]) -> BlockPieces:
+        """Make pieces, each of its first and last row, the bytes of its block, and the block's source."""
+        return cls(tuple(field for piece in pieces for field in piece))
+
+    def __len__(self) -> int:
+        """Pieces."""
+        return len(self._fields) // _NUM_FIELDS
+
+    @overload
+    def __getitem__(self, index: int) -> BlockPiece: ...
+    @overload
+    def __getitem__(self, index: slice) -> BlockPieces: ...
+    def __getitem__(self, index: int | slice) -> BlockPiece | BlockPieces:
+        """Return a piece, or several from one on: these are numbered anew."""
+        chosen = range(len(self))[index]
+        if isinstance(chosen, int):
+            return BlockPiece(chosen, *self._fields[chosen * _NUM_FIELDS : (chosen + 1) * _NUM_FIELDS])  # type: ignore[arg-type]
+        return BlockPieces(tuple(field for one in chosen for field in self._fields[one * _NUM_FIELDS :][:_NUM_FIELDS]))
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, BlockPieces) and self._fields == other._fields
+
+    def __hash__(self) -> int:
+        return hash(self._fields)
+
+    def __repr__(self) -> str:
+        return f"BlockPieces({list(self)})"

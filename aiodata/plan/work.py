@@ -104,7 +104,7 @@ class Work:
         max_errors: Errors after which to go on, without the batch or the rest of the piece that failed; -1: any number.
     """
 
-    pieces: tuple[Piece, ...]
+    pieces: Sequence[Piece]
     cuts: Cuts
     start: Position = Position()
     max_errors: int = 0

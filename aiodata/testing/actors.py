@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import anyio
 
 from aiodata.bundle import BlockRef
-from aiodata.errors import ClosedError
+from aiodata.errors import ClosedError, TaskError
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady
 from aiodata.testing.tasks import SimulatedTask, TaskHost
@@ -22,25 +22,30 @@ class _State(enum.Enum):
     WAITING = enum.auto()
     STARTING = enum.auto()
     READY = enum.auto()
+    LOST = enum.auto()
     STOPPED = enum.auto()
 
 
 class SimulatedActor:
     """A worker of its own for a stage's tasks.
 
-    A task whose worker dies waits there for the actor to be started anew, which takes the fault's `restart_s`.
+    A task whose worker dies waits there for the actor to be started anew, which takes the fault's `restart_s`. With a
+    worker that has died too often for one of its tasks, the actor is lost: so are all that wait there, and all that are
+    submitted later.
 
     Args:
         host: The stage.
-        share: What it takes of the runtime's pool, from when it begins to start until it is stopped.
+        share: What it takes of the runtime's pool, from when it begins to start until it is lost or stopped.
         start_s: Virtual seconds that it takes to start.
+        constructor_fails: Whether its state can not be built.
     """
 
-    def __init__(self, host: TaskHost, share: Share, start_s: float) -> None:
+    def __init__(self, host: TaskHost, share: Share, start_s: float, *, constructor_fails: bool) -> None:
         """Wait for room."""
         self._host = host
         self._share = share
         self._start_s = start_s
+        self._constructor_fails = constructor_fails
         self._state = _State.WAITING
         self._ready = anyio.Event()
         self._waiting: deque[Waiter] = deque()
@@ -59,10 +64,13 @@ class SimulatedActor:
 
         Raises:
             ClosedError: It was stopped.
+            TaskError: The constructor failed.
         """
         await self._ready.wait()
         if self._state is _State.STOPPED:
             raise ClosedError("this actor was stopped")
+        if self._constructor_fails:
+            raise TaskError(self._host.name, "its constructor", None, "a simulated fault")
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> SimulatedTask:
         """Start a task when those before it have ended.
@@ -73,14 +81,18 @@ class SimulatedActor:
         if self._state is _State.STOPPED:
             raise ClosedError("this actor was stopped; start another")
         task = SimulatedTask(self._host, self, work, refs, on_ready)
-        self._tasks[task] = None
+        if self._state is _State.LOST:
+            # Not at once: whoever submits it does not know it yet.
+            self._host.agenda.after(0.0, task.lose)
+        else:
+            self._tasks[task] = None
         return task
 
     def stop(self) -> None:
         """Cancel its tasks and give back what it takes."""
         if self._state is _State.STOPPED:
             return
-        has_share = self._state is not _State.WAITING
+        has_share = self._state not in (_State.WAITING, _State.LOST)
         self._state = _State.STOPPED
         for task in self._tasks:
             task.cancel()
@@ -109,9 +121,19 @@ class SimulatedActor:
         self._tasks = {task: None for task in self._tasks if not task.is_stopped}
         self._start_next()
 
+    def lose(self) -> None:
+        """Take note that its worker is lost for good: nothing runs here any more."""
+        self._state = _State.LOST
+        self._waiting.clear()
+        tasks, self._tasks = self._tasks, {}
+        for task in tasks:
+            task.lose()
+        self._share.release()
+
     def _on_started(self) -> None:
         if self._state is _State.STARTING:
-            self._state = _State.READY
+            if not self._constructor_fails:
+                self._state = _State.READY
             self._ready.set()
             self._start_next()
 

@@ -15,7 +15,8 @@ from aiodata.testing.models import check_seconds
 class FaultKind(enum.Enum):
     """What can go wrong.
 
-    `KILL`: a worker dies in the middle of a block; its task is run again from its start. `STALL`: a task stands still
+    `KILL`: a worker dies in the middle of a block; its task is run again from its start. If that was done too often,
+    the task is lost with its worker, and so are the tasks that wait for the same actor. `STALL`: a task stands still
     for a while. `SLOW`: all that a task does takes longer. `LOSE`: a block's metadata can not be fetched. `FAIL`: a
     user's function raises.
     """

@@ -18,7 +18,7 @@ from aiodata.testing.blocks import SIMULATED_SCHEMA
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SimulatedSource:
-    """A source whose pieces are so many blocks each; its rows are numbered from 0, in order.
+    """A source whose pieces are so many blocks each; its rows are numbered in order.
 
     Attributes:
         num_pieces: Pieces that tasks are given.
@@ -26,6 +26,7 @@ class SimulatedSource:
         rows_per_block: Rows in each.
         bytes_per_block: Bytes of each.
         s_per_block: Virtual seconds that reading one takes.
+        first_row: The id of its first row.
         name: The name that statistics and errors show.
 
     Example:
@@ -38,6 +39,7 @@ class SimulatedSource:
     rows_per_block: int = 1000
     bytes_per_block: int = MIB
     s_per_block: float = 0.01
+    first_row: int = 0
     name: str = "simulated_source"
 
     def __post_init__(self) -> None:
@@ -67,7 +69,7 @@ class SimulatedSource:
         """Return the one schema of simulated blocks: the column `id`."""
         return SIMULATED_SCHEMA
 
-    def count_rows(self) -> int | None:
+    def count_rows(self) -> int:
         """Return the number of rows."""
         return self.num_pieces * self.blocks_per_piece * self.rows_per_block
 
@@ -108,6 +110,7 @@ class SimulatedMap:
         bytes_ratio: Bytes out per byte in.
         blocks_per_input: Blocks out per block in. Each is one call of a function, of as many calls.
         needs_actor: Whether it runs on actors instead of in tasks.
+        constructor_fails: Whether its actors can not build their state.
         batch_size: None: it takes what comes.
         calls_user_code: True: it stands for a function of the user's.
         calls_in_flight: Calls that one worker makes at a time.
@@ -124,6 +127,7 @@ class SimulatedMap:
     bytes_ratio: float = 1.0
     blocks_per_input: int = 1
     needs_actor: bool = False
+    constructor_fails: bool = False
     batch_size: int | None = None
     calls_user_code: bool = True
     calls_in_flight: int = 1
@@ -136,6 +140,8 @@ class SimulatedMap:
             if not getattr(self, name) >= 0:
                 raise OptionError(f"{name}={getattr(self, name)!r} must be at least 0")
         check_seconds("s_per_block", self.s_per_block)
+        if self.constructor_fails and not self.needs_actor:
+            raise OptionError("constructor_fails=True: only actors have one; set needs_actor=True, too")
 
     def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
         """Refuse: only a simulated runtime knows what it stands for.

@@ -21,7 +21,7 @@ from aiodata.testing.actors import SimulatedActor
 from aiodata.testing.agenda import Agenda
 from aiodata.testing.blocks import SIMULATED_SCHEMA, BlockStore, SimulatedBlock
 from aiodata.testing.faults import Fault, Faults, FaultSchedule
-from aiodata.testing.models import check_seconds
+from aiodata.testing.models import SimulatedMap, check_seconds
 from aiodata.testing.steps import Step, check_chain, make_steps
 from aiodata.testing.tasks import Late, SimulatedTask, TaskCounts
 from aiodata.testing.workers import Pool
@@ -36,9 +36,9 @@ class SimulatedRuntime:
     """Runs `SimulatedSource` and `SimulatedMap` on workers that are but a number, while its context is open.
 
     Its clock is the event loop's: on a `VirtualTimeLoop` a run takes just the CPU time of what happens in it. A task
-    takes one worker unless its resources say otherwise, and those that find none wait in line. Like a task on Ray, it
-    produces on its own, stops when its allotment is spent, and is run again from its start when its worker dies, its
-    outputs matched by their place.
+    takes one worker and an actor none, unless their resources say otherwise, and those that find none wait in line.
+    Like a task on Ray, it produces on its own, stops when its allotment is spent, and is run again from its start when
+    its worker dies, its outputs matched by their place.
 
     Args:
         num_workers: CPUs.
@@ -209,8 +209,11 @@ class SimulatedStage:
         self.cancel_delay_s = runtime.cancel_delay_s
         self.task_max_retries = runtime.task_max_retries
         self._actor_start_s = runtime.actor_start_s
+        self._constructor_fails = any(isinstance(one, SimulatedMap) and one.constructor_fails for one in chain)
         self._chain = chain
-        self._share = pool.share(resources)
+        # Like on Ray, where an actor takes no CPU unless it is told to.
+        self._actor_share = pool.share(resources, default_cpus=0.0)
+        self._share = pool.share(resources, default_cpus=1.0)
         self._metadata = lru_cache(_MAX_CACHED_METADATA)(_make_metadata)
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> SimulatedTask:
@@ -219,7 +222,7 @@ class SimulatedStage:
 
     def start_actor(self) -> SimulatedActor:
         """Start an actor as soon as there is room for it."""
-        return SimulatedActor(self, self._share, self._actor_start_s)
+        return SimulatedActor(self, self._actor_share, self._actor_start_s, constructor_fails=self._constructor_fails)
 
     def steps(self, work: Work, refs: Sequence[BlockRef]) -> Iterator[Step]:
         """Return a task's steps."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gc
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
 
 import anyio
 
@@ -13,7 +13,7 @@ from aiodata.bundle import RefBundle
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.options import ExecutionOptions, at_least
-from aiodata.plan.nodes import Apply, Limit, Plan, Read
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.stats import OperatorStats
 from aiodata.testing.blocks import slice_rows
 from aiodata.testing.faults import Faults
@@ -41,6 +41,7 @@ class Simulation:
 
     Attributes:
         source: Where rows come from.
+        others: More sources, if their rows are to be put together; rows are numbered on from source to source.
         maps: What is done to them, one operator each.
         num_workers: CPUs.
         num_gpus: GPUs, for maps that take some.
@@ -63,6 +64,7 @@ class Simulation:
     """
 
     source: SimulatedSource
+    others: Sequence[SimulatedSource] = ()
     maps: Sequence[SimulatedMap] = ()
     num_workers: int = 50
     num_gpus: float = 0
@@ -83,20 +85,56 @@ class Simulation:
         at_least("consumer_max_blocks", self.consumer_max_blocks, 1, optional=True)
         at_least("limit_rows", self.limit_rows, 0, optional=True)
 
-    def run(self) -> SimulationReport:
+    def run(self, *, loop_factory: Callable[[], VirtualTimeLoop] = VirtualTimeLoop) -> SimulationReport:
         """Run it in an event loop of its own; what failed the run is the report's `error`.
+
+        Args:
+            loop_factory: Makes the event loop, for those who watch it.
 
         Raises:
             SimulatedDeadlockError: The run stood still before it was done.
             OptionError: A value that can not work.
             RuntimeError: Called where an event loop runs.
         """
-        with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
-            return runner.run(_simulate(self))
+        with asyncio.Runner(loop_factory=loop_factory) as runner:
+            return runner.run(self.simulate())
+
+    async def simulate(self) -> SimulationReport:
+        """Run it in this event loop, which should be a `VirtualTimeLoop`; see `run`."""
+        async with self.runtime() as runtime:
+            run = _Run(self, runtime)
+            await run.execute()
+            operators = run.operators()
+            virtual_s, ranges, error = run.ended_s - run.started_s, tuple(run.ranges), run.error
+            del run
+            if runtime.live_bytes:
+                # Blocks that only reference cycles hold are not left behind.
+                gc.collect()
+            return SimulationReport(
+                virtual_s=virtual_s,
+                rows_in=sum(source.count_rows() for source in self.sources()),
+                ranges=ranges,
+                tasks=tuple(runtime.tasks),
+                operators=operators,
+                faults=runtime.faults,
+                peak_live_bytes=runtime.peak_live_bytes,
+                left_bytes=runtime.live_bytes,
+                error=error,
+            )
+
+    def sources(self) -> list[SimulatedSource]:
+        """Return all sources, their rows numbered on from one to the next."""
+        numbered: list[SimulatedSource] = []
+        first_row = 0
+        for source in (self.source, *self.others):
+            numbered.append(replace(source, first_row=first_row))
+            first_row += source.count_rows()
+        return numbered
 
     def plan(self) -> Plan:
         """Return the plan that is executed."""
-        plan = Plan(Read(self.source))
+        branches = tuple(Plan(Read(source)) for source in self.sources())
+        plan = Plan(Union(branches)) if self.others else branches[0]
         for transform in self.maps:
             plan = plan.then(Apply(transform))
         return plan if self.limit_rows is None else plan.then(Limit(self.limit_rows))
@@ -111,28 +149,6 @@ class Simulation:
             cancel_delay_s=self.cancel_delay_s,
             task_max_retries=self.options.task_max_retries,
             faults=self.faults,
-        )
-
-
-async def _simulate(simulation: Simulation) -> SimulationReport:
-    async with simulation.runtime() as runtime:
-        run = _Run(simulation, runtime)
-        await run.execute()
-        operators = run.operators()
-        virtual_s, ranges, error = run.ended_s - run.started_s, tuple(run.ranges), run.error
-        del run
-        # Blocks that only reference cycles hold are not left behind.
-        gc.collect()
-        return SimulationReport(
-            virtual_s=virtual_s,
-            rows_in=simulation.source.count_rows() or 0,
-            ranges=ranges,
-            tasks=tuple(runtime.tasks),
-            operators=operators,
-            faults=runtime.faults,
-            peak_live_bytes=runtime.peak_live_bytes,
-            left_bytes=runtime.live_bytes,
-            error=error,
         )
 
 

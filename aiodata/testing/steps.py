@@ -18,7 +18,9 @@ class Step(NamedTuple):
     """The work that ends with one output block.
 
     Attributes:
-        position: Where the input of the step begins.
+        piece: Where the input of the step begins: the piece,
+        unit: the unit in it,
+        row: and the row in that.
         seconds: Virtual seconds that it takes.
         inputs: The ids of the rows that go in.
         rows: The ids of the rows that come out.
@@ -27,13 +29,20 @@ class Step(NamedTuple):
         calls: Calls of user functions.
     """
 
-    position: Position
+    piece: int
+    unit: int
+    row: int
     seconds: float
     inputs: RowRanges
     rows: RowRanges
     num_rows: int
     num_bytes: int
     calls: int
+
+    @property
+    def position(self) -> Position:
+        """Where its input begins."""
+        return Position(self.piece, self.unit, self.row)
 
 
 def check_chain(chain: Sequence[Transform]) -> None:
@@ -48,76 +57,77 @@ def make_steps(work: Work, chain: Sequence[Transform], refs: Sequence[BlockRef])
 
     A task on blocks can stop between any two steps. One that reads can stop between blocks of the source.
     """
-    steps = _read(work, _slices(chain), refs)
-    for index, transform in enumerate(chain):
+    first = chain[0] if chain and isinstance(chain[0], SimulatedMap) else None
+    steps = _first_steps(work, first, refs)
+    for transform in chain if first is None else chain[1:]:
         if isinstance(transform, LimitRows):
             steps = _limit(transform.num_rows, steps)
         elif isinstance(transform, SimulatedMap):
-            steps = _apply(transform, steps, is_sliced=index == 0 and bool(refs))
+            steps = _apply(transform, steps)
     return steps
 
 
-def _slices(chain: Sequence[Transform]) -> int:
-    """In how many slices the first transform takes a block."""
-    return chain[0].blocks_per_input if chain and isinstance(chain[0], SimulatedMap) else 1
-
-
-def _read(work: Work, num_slices: int, refs: Sequence[BlockRef]) -> Iterator[Step]:
+def _first_steps(work: Work, first: SimulatedMap | None, refs: Sequence[BlockRef]) -> Iterator[Step]:
+    """Read, and apply the chain's first map: a single generator, since thousands of tasks stand still in theirs."""
     start = work.start
-    for index, piece in enumerate(work.pieces):
-        unit, row = (start.unit, start.row) if index == start.piece else (0, 0)
-        if index < start.piece:
-            continue
+    for index in range(start.piece, len(work.pieces)):
+        piece = work.pieces[index]
+        first_unit, first_row = (start.unit, start.row) if index == start.piece else (0, 0)
         if isinstance(piece, SimulatedPiece):
-            yield from _read_source(piece, index, unit)
+            for unit in range(first_unit, piece.source.blocks_per_piece):
+                step = _read(piece, index, unit)
+                for part in (step,) if first is None else _split(step, first.blocks_per_input):
+                    yield part if first is None else _mapped(first, part)
         elif isinstance(piece, BlockPiece):
-            yield from _read_block(refs[piece.index], piece, Position(index, 0, row), num_slices)
+            slice_size = max(1, -(-(piece.stop - piece.start) // (first.blocks_per_input if first is not None else 1)))
+            for row in range(first_row, piece.stop - piece.start, slice_size):
+                step = _read_block(refs[piece.index], piece, index, row, slice_size)
+                yield step if first is None else _mapped(first, step)
         else:
             raise OptionError(f"{type(piece).__name__} can not be simulated; use a SimulatedSource")
 
 
-def _read_source(piece: SimulatedPiece, index: int, first_unit: int) -> Iterator[Step]:
+def _read(piece: SimulatedPiece, index: int, unit: int) -> Step:
     source = piece.source
-    num_rows, num_bytes = source.rows_per_block, source.bytes_per_block
-    for unit in range(first_unit, source.blocks_per_piece):
-        first = (piece.index * source.blocks_per_piece + unit) * num_rows
-        rows = ((first, first + num_rows),)
-        yield Step(Position(index, unit), source.s_per_block, rows, rows, num_rows, num_bytes, 0)
+    first = source.first_row + (piece.index * source.blocks_per_piece + unit) * source.rows_per_block
+    rows = ((first, first + source.rows_per_block),)
+    return Step(index, unit, 0, source.s_per_block, rows, rows, source.rows_per_block, source.bytes_per_block, 0)
 
 
-def _read_block(block: SimulatedBlock, piece: BlockPiece, position: Position, num_slices: int) -> Iterator[Step]:
-    num_rows = piece.stop - piece.start
-    slice_size = max(1, -(-num_rows // num_slices))
-    for row in range(position.row, num_rows, slice_size):
-        first, last = piece.start + row, piece.start + min(row + slice_size, num_rows)
-        rows = block.rows if last - first == block.num_rows else slice_rows(block.rows, first, last)
-        num_bytes = block.num_bytes * (last - first) // block.num_rows
-        yield Step(Position(position.piece, 0, row), 0.0, rows, rows, last - first, num_bytes, 0)
+def _read_block(block: SimulatedBlock, piece: BlockPiece, index: int, row: int, slice_size: int) -> Step:
+    first, last = piece.start + row, min(piece.start + row + slice_size, piece.stop)
+    rows = block.rows if last - first == block.num_rows else slice_rows(block.rows, first, last)
+    num_bytes = block.num_bytes * (last - first) // block.num_rows
+    return Step(index, 0, row, 0.0, rows, rows, last - first, num_bytes, 0)
 
 
-def _apply(transform: SimulatedMap, steps: Iterable[Step], *, is_sliced: bool) -> Iterator[Step]:
-    seconds = transform.s_per_block / transform.blocks_per_input
-    num_slices = 1 if is_sliced else transform.blocks_per_input
+def _apply(transform: SimulatedMap, steps: Iterable[Step]) -> Iterator[Step]:
     for whole in steps:
-        for step in (whole,) if num_slices == 1 else _split(whole, num_slices):
-            rows, num_rows = step.rows, step.num_rows
-            if transform.rows_ratio != 1.0:
-                rows, num_rows = _scale(rows, num_rows, transform.rows_ratio)
-            num_bytes = int(step.num_bytes * transform.bytes_ratio)
-            calls = step.calls + 1
-            yield Step(step.position, step.seconds + seconds, step.inputs, rows, num_rows, num_bytes, calls)
+        for step in _split(whole, transform.blocks_per_input):
+            yield _mapped(transform, step)
 
 
-def _split(step: Step, num_slices: int) -> Iterator[Step]:
+def _mapped(transform: SimulatedMap, step: Step) -> Step:
+    """Return a step with one call of a function after it."""
+    piece, unit, row, seconds, inputs, rows, num_rows, num_bytes, calls = step
+    if transform.rows_ratio != 1.0:
+        rows, num_rows = _scale(rows, num_rows, transform.rows_ratio)
+    seconds += transform.s_per_block / transform.blocks_per_input
+    return Step(piece, unit, row, seconds, inputs, rows, num_rows, int(num_bytes * transform.bytes_ratio), calls + 1)
+
+
+def _split(step: Step, num_slices: int) -> Sequence[Step]:
     """Split a step's output evenly; the first part takes the time of what came before."""
+    if num_slices == 1:
+        return (step,)
     slice_size = max(1, -(-step.num_rows // num_slices))
-    seconds, calls = step.seconds, step.calls
+    parts: list[Step] = []
     for row in range(0, step.num_rows, slice_size):
         last = min(row + slice_size, step.num_rows)
-        rows = slice_rows(step.rows, row, last)
         num_bytes = step.num_bytes * (last - row) // step.num_rows
-        yield Step(step.position, seconds, rows, rows, last - row, num_bytes, calls)
-        seconds, calls = 0.0, 0
+        part = step._replace(rows=slice_rows(step.rows, row, last), num_rows=last - row, num_bytes=num_bytes)
+        parts.append(part._replace(seconds=0.0, calls=0) if parts else part)
+    return parts
 
 
 def _scale(rows: RowRanges, num_rows: int, ratio: float) -> tuple[RowRanges, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Protocol
 
 import anyio
@@ -21,6 +22,7 @@ from aiodata.testing.workers import Workers
 
 # One for all: tasks wait in tens of thousands, and each object of theirs costs every garbage collection.
 _NO_STEPS: Iterator[Step] = iter(())
+_DONE = TaskEnd()
 
 
 @dataclass(slots=True)
@@ -144,7 +146,7 @@ class SimulatedTask:
         self._on_ready = on_ready
         self._number = host.counts.started
         self._state = _State.WAITING
-        self._pairs: list[Pair] = []
+        self._pairs: list[Pair] | tuple[()] = ()
         self._is_asked = True
         self._steps = _NO_STEPS
         self._step: Step | None = None
@@ -171,11 +173,10 @@ class SimulatedTask:
 
     def pull(self) -> list[Pair]:
         """Return the pairs that have surfaced."""
-        pairs = self._pairs
-        if pairs:
-            self._pairs = []
-        else:
+        if not self._pairs:
             self._is_asked = True
+            return []
+        pairs, self._pairs = self._pairs, ()
         return pairs
 
     def cancel(self) -> None:
@@ -187,7 +188,7 @@ class SimulatedTask:
         self._host.counts.cancelled += 1
         self._host.counts.running -= was_running
         self._let_go()
-        self._pairs = []
+        self._pairs = ()
         delay_s = self._host.cancel_delay_s
         if was_running and delay_s:
             self._host.agenda.after(delay_s, self._give_up_worker)
@@ -195,6 +196,22 @@ class SimulatedTask:
             self._give_up_worker()
         else:
             self._stop()
+
+    def lose(self) -> None:
+        """End at once, since the worker is lost for good: what was not done by now is not done any more."""
+        if self._state not in (_State.WAITING, _State.RUNNING):
+            return
+        host = self._host
+        rows = [step.inputs for index, step in enumerate(self._all_steps()) if index >= self._num_settled]
+        host.faults.note(FaultKind.KILL, host.name, self._number, self._index, tuple(chain.from_iterable(rows)))
+        what = f"died {self._deaths} times" if self._deaths else "is lost with what waited for it"
+        error = AiodataError(f"a worker of {host.name} {what}")
+        host.counts.finished += 1
+        host.counts.running -= self._state is _State.RUNNING
+        self._add_pair(None, TaskEnd(None, error, tuple(self._errors.values()), is_worker_lost=True))
+        self._let_go()
+        self._stop()
+        self._tell()
 
     async def wait_stopped(self) -> None:
         """Wait until it runs no more."""
@@ -210,7 +227,7 @@ class SimulatedTask:
         host.counts.running += 1
         self._index = 0
         self._produced_bytes = 0
-        self._steps = host.steps(self._work, self._refs)
+        self._steps = self._all_steps()
         self._slowness = 1.0
         if host.faults.draw_for_task() is FaultKind.SLOW:
             self._slowness = host.faults.faults.slow_factor
@@ -222,17 +239,20 @@ class SimulatedTask:
         else:
             self._begin(step.seconds * self._slowness)
 
+    def _all_steps(self) -> Iterator[Step]:
+        return self._host.steps(self._work, self._refs)
+
     def _end_empty(self) -> None:
         if self._state is _State.RUNNING:
             self._end()
             self._tell()
 
-    def _go_on(self, done: Position) -> None:
+    def _go_on(self, done: Step) -> None:
         """Begin the next step, unless the work or the allotment is done."""
         step = self._step = next(self._steps, None)
         if step is None:
             self._end()
-        elif step.position != done and self._is_spent():
+        elif self._is_spent() and step.position != done.position:
             self._end(step.position)
         else:
             self._begin(step.seconds * self._slowness)
@@ -282,7 +302,7 @@ class SimulatedTask:
         if self._index not in self._errors:
             self._produced_bytes += step.num_bytes
         self._index += 1
-        self._go_on(step.position)
+        self._go_on(step)
         if is_new:
             self._tell()
 
@@ -299,7 +319,7 @@ class SimulatedTask:
             self._errors[self._index] = error
             self._num_settled += 1
             self._index += 1
-            self._go_on(step.position)
+            self._go_on(step)
         else:
             rest = next((other.position for other in self._steps if other.position != step.position), None)
             self._end(rest, error)
@@ -310,12 +330,12 @@ class SimulatedTask:
         if self._state is not _State.RUNNING:
             return
         host = self._host
-        host.faults.note(FaultKind.KILL, host.name, self._number, self._index)
         self._deaths += 1
         if self._deaths > host.task_max_retries:
-            self._end(None, AiodataError(f"a worker of {host.name} died {self._deaths} times"))
-            self._tell()
+            self.lose()
+            self._workers.lose()
             return
+        host.faults.note(FaultKind.KILL, host.name, self._number, self._index)
         self._state = _State.WAITING
         host.counts.running -= 1
         self._workers.release()
@@ -329,16 +349,20 @@ class SimulatedTask:
         """Add the last pair, and make room for others."""
         self._host.counts.finished += 1
         self._host.counts.running -= 1
-        self._add_pair(None, TaskEnd(rest, error, tuple(self._errors.values())))
+        is_done = rest is None and error is None and not self._errors
+        self._add_pair(None, _DONE if is_done else TaskEnd(rest, error, tuple(self._errors.values())))
         self._let_go()
         self._give_up_worker()
 
     def _add_pair(self, block: SimulatedBlock | None, outcome: OutputMetadata | TaskEnd | Exception) -> None:
         if self._host.metadata_delay_s or isinstance(outcome, Exception):
-            late = Late(self._host.agenda.now + self._host.metadata_delay_s, outcome)
-            self._pairs.append(Pair(block, late))
+            pair = Pair(block, Late(self._host.agenda.now + self._host.metadata_delay_s, outcome))
         else:
-            self._pairs.append(Pair(block, outcome))
+            pair = Pair(block, outcome)
+        if self._pairs:
+            self._pairs.append(pair)
+        else:
+            self._pairs = [pair]
 
     def _tell(self) -> None:
         if self._is_asked and self._pairs:

@@ -32,6 +32,9 @@ class Workers(Protocol):
     def release(self) -> None:
         """Take back what one that was started took."""
 
+    def lose(self) -> None:
+        """Take note that one that was started has lost its worker for good."""
+
 
 class Pool:
     """CPUs and GPUs.
@@ -49,14 +52,14 @@ class Pool:
         self._free_gpus = num_gpus
         self._waiting: deque[tuple[Share, Waiter]] = deque()
 
-    def share(self, resources: Resources) -> Share:
-        """Return what those of one kind take; one CPU unless something else is asked for.
+    def share(self, resources: Resources, *, default_cpus: float) -> Share:
+        """Return what those of one kind take; so many CPUs unless something else is asked for.
 
         Raises:
             OptionError: There is not so much.
         """
         num_gpus = resources.num_gpus or 0.0
-        num_cpus = resources.num_cpus if resources.num_cpus is not None else 1.0
+        num_cpus = resources.num_cpus if resources.num_cpus is not None else default_cpus
         if num_cpus > self.num_cpus or num_gpus > self.num_gpus:
             raise OptionError(
                 f"{resources} is more than the simulated {self.num_cpus:g} CPUs and {self.num_gpus:g} GPUs; "
@@ -107,4 +110,8 @@ class Share:
 
     def release(self) -> None:
         """Give back what one took."""
+        self._pool.release(self)
+
+    def lose(self) -> None:
+        """Give back what one took: another worker takes the place of one that was lost."""
         self._pool.release(self)
