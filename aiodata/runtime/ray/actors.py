@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import weakref
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
@@ -15,7 +14,7 @@ from aiodata.errors import TaskError
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady
 from aiodata.runtime.ray.session import Session
-from aiodata.runtime.ray.tasks import RayTask
+from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
 from aiodata.runtime.ray.worker import unpack_error
 
 
@@ -33,14 +32,16 @@ class RayActor:
         self._name = name
         self._handle = handle
         self._session = session
-        self._tasks: weakref.WeakSet[RayTask] = weakref.WeakSet()
-        self._prepared = handle.prepare.remote()
+        # Those that Ray is not done with.
+        self._tasks: set[RayTask] = set()
+        self._prepared = self._prepare()
         self._is_stopped = False
+        self._is_killed = False
 
     async def wait_ready(self) -> None:
         """Wait until the actor has built its state."""
         try:
-            packed = await self._prepared
+            packed = await self._built()
         except RayError as error:
             reason = f"{type(error).__name__}: {error}"
             raise TaskError(self._name, "an actor that could not be started", None, reason) from error
@@ -50,18 +51,23 @@ class RayActor:
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> RayTask:
         """Call the actor; Ray queues the call there."""
         generator = self._handle.run.remote(work, *refs)
-        task = RayTask(self._name, generator, self._session, on_ready, None)
+        held_bytes = max_held_bytes(work, refs, self._session)
+        task = RayTask(self._name, generator, self._session, on_ready, None, held_bytes)
         self._tasks.add(task)
+        task.when_complete(lambda: self._note_complete(task))
         return task
 
     def stop(self) -> None:
-        """Kill the actor's process. Calls are cancelled first, or Ray would announce that it tries them again."""
-        if self._is_stopped or self._session.is_down:
+        """Kill the actor's process: at once, or milliseconds later, when a call that has said goodbye is complete.
+
+        Ray would announce that it tries the calls again. So others are cancelled first; those must not be any more.
+        """
+        if self._is_stopped:
             return
         self._is_stopped = True
-        for task in list(self._tasks):
+        for task in self._tasks:
             task.cancel()
-        ray.kill(self._handle, no_restart=True)
+        self._kill()
 
     async def wait_stopped(self) -> None:
         """Call the actor until Ray says that it is dead, which it does as the process ends and its CPUs are free."""
@@ -69,3 +75,27 @@ class RayActor:
             while not self._session.is_down:
                 with suppress(ActorUnavailableError):
                     await self._handle.probe.options(max_task_retries=0).remote()
+
+    def _note_complete(self, task: RayTask) -> None:
+        self._tasks.discard(task)
+        if self._is_stopped:
+            self._kill()
+
+    def _kill(self) -> None:
+        if self._session.is_down or self._is_killed or any(not task.is_cancelled for task in self._tasks):
+            return
+        self._is_killed = True
+        ray.kill(self._handle, no_restart=True)
+
+    def _prepare(self) -> Any:
+        """Call the actor to build its state; Ray is not to announce that it tries that again after `stop`."""
+        return self._handle.prepare.options(max_task_retries=0).remote()
+
+    async def _built(self) -> bytes | None:
+        while True:
+            try:
+                packed: bytes | None = await self._prepared
+            except ActorUnavailableError:  # It is being started again.
+                self._prepared = self._prepare()
+            else:
+                return packed

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError
+from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError, RayTaskError
 
 from aiodata.bundle import BlockRef
 from aiodata.concurrency import without_frames
@@ -55,11 +55,11 @@ async def outcome(pair: Pair) -> OutputMetadata | TaskEnd:
 
 
 def failed_end(task_name: str, error: BaseException | None) -> TaskEnd:
-    """Return the end of a task that could not say one itself."""
+    """Return the end of a task that could not say one itself: its worker is lost, unless Python there raised it."""
     reason = "it ended without a word" if error is None else f"{type(error).__name__}: {error}"
     failure = TaskError(task_name, "a Ray worker that did not finish", None, reason)
     failure.__cause__ = without_frames(error) if error is not None else None
-    return TaskEnd(None, failure)
+    return TaskEnd(None, failure, is_worker_lost=not isinstance(error, RayTaskError))
 
 
 def lost(what: str, error: BaseException) -> AiodataError:

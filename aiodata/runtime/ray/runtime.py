@@ -26,7 +26,7 @@ from aiodata.runtime.ray.actors import RayActor
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
-from aiodata.runtime.ray.tasks import RayTask
+from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
 from aiodata.runtime.ray.worker import StageActor, run_packed_work
 
 # A chain of transforms up to this size travels with each task; a larger one is stored once per run.
@@ -67,12 +67,14 @@ class RayRuntime:
                 f"{name} can not be sent to a worker: {error}. Use a function that pickles, or runtime='local'."
             ) from error
         if len(packed) > _INLINE_CHAIN_BYTES:
-            packed = await anyio.to_thread.run_sync(ray.put, packed)
+            packed = await self.put(packed)
         return RayStage(name, packed, resources, self._session, self._options)
 
     async def put(self, block: pa.Table) -> BlockRef:
         """Copy the block into the object store, in a worker thread."""
-        return await anyio.to_thread.run_sync(ray.put, block)
+        ref = await anyio.to_thread.run_sync(ray.put, block)
+        self._session.note_from_put(ref)
+        return ref
 
     async def get(self, ref: BlockRef) -> pa.Table:
         """Return the block, zero-copy from this node's object store; it is brought there first if need be."""
@@ -150,7 +152,8 @@ class RayStage:
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> RayTask:
         """Start a streaming Ray task."""
         generator = self._function.remote(self._chain, work, *refs)
-        return RayTask(self._name, generator, self._session, on_ready, self._force_after_s)
+        held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
+        return RayTask(self._name, generator, self._session, on_ready, self._force_after_s, held_bytes)
 
     def start_actor(self) -> RayActor:
         """Start a Ray actor, which Ray starts again with its calls if it dies."""

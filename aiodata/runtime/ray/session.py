@@ -11,7 +11,7 @@ import anyio
 import ray
 
 from aiodata.errors import RuntimeUnavailableError
-from aiodata.runtime.ray.compat import when_shut_down
+from aiodata.runtime.ray.compat import when_released, when_shut_down
 
 
 class Session:
@@ -27,6 +27,7 @@ class Session:
         self._calls: deque[Callable[[], None]] = deque()
         self._is_scheduled = False
         self._is_down = False
+        self._from_put: set[bytes] = set()
 
     @property
     def is_down(self) -> bool:
@@ -67,6 +68,16 @@ class Session:
                 self._loop.call_soon_threadsafe(self._run)
             except RuntimeError:  # The loop is closed: nobody is waiting any more.
                 self._calls.clear()
+
+    def note_from_put(self, ref: ray.ObjectRef) -> None:
+        """Take note, until it is gone, of an object that `ray.put` has stored, or that was made of such a one."""
+        key = ref.binary()
+        self._from_put.add(key)
+        when_released(ref, lambda: self.call_soon(lambda: self._from_put.discard(key)))
+
+    def is_from_put(self, argument: object) -> bool:
+        """Whether a task's argument is an object that was noted."""
+        return isinstance(argument, ray.ObjectRef) and argument.binary() in self._from_put
 
     def _note_shutdown(self, scope: anyio.CancelScope) -> None:
         self._is_down = True

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import anyio
 import ray
 from ray.exceptions import RayError
 
+from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady, Pair
 from aiodata.runtime.ray.compat import pair_stream, when_settled
+from aiodata.runtime.ray.held import HeldOutputs
 from aiodata.runtime.ray.outcomes import RayMetadata, failed_end, is_end
 from aiodata.runtime.ray.session import Session
 
@@ -24,10 +27,20 @@ class RayTask:
         on_ready: See `Stage.submit`.
         force_after_s: How long it may take to stop once it is cancelled, before its worker process is killed, in
             seconds; None: for as long as it takes, since its process is an actor's.
+        max_held_bytes: How much of its output is kept until it is complete; see `HeldOutputs`.
+
+    Attributes:
+        is_cancelled: Whether Ray was asked to stop it.
     """
 
     def __init__(
-        self, name: str, generator: Any, session: Session, on_ready: OnReady, force_after_s: float | None
+        self,
+        name: str,
+        generator: Any,
+        session: Session,
+        on_ready: OnReady,
+        force_after_s: float | None,
+        max_held_bytes: int,
     ) -> None:
         """Start to listen for the first pair."""
         self._name = name
@@ -39,6 +52,10 @@ class RayTask:
         self._latest: ray.ObjectRef | None = None
         self._has_ended = False
         self._is_listening = False
+        self.is_cancelled = False
+        self._held = HeldOutputs(max_held_bytes) if max_held_bytes else None
+        if self._held is not None:
+            self.when_complete(self._held.let_go)
         self._listen()
 
     def pull(self) -> list[Pair]:
@@ -54,13 +71,20 @@ class RayTask:
         """Ask Ray to stop the task, unless it has said goodbye; to drop its generator would not stop it."""
         if self._may_be_cancelled():
             ray.cancel(self._generator)
+            self.is_cancelled = True
+            if self._held is not None:
+                self._held.let_go()
+
+    def when_complete(self, call: Callable[[], None]) -> None:
+        """Have `call` run in the event loop once Ray is done with the task, which is some time after its goodbye."""
+        when_settled(self._generator.completed(), lambda: self._session.call_soon(call))
 
     async def wait_stopped(self) -> None:
         """Wait until the task runs no more; one in a process of its own loses that if a call takes long."""
         if not self._may_be_cancelled():
             return
         stopped = anyio.Event()
-        when_settled(self._generator.completed(), lambda: self._session.call_soon(stopped.set))
+        self.when_complete(stopped.set)
         with anyio.move_on_after(self._force_after_s):
             await stopped.wait()
             return
@@ -82,6 +106,9 @@ class RayTask:
             if refs is None:
                 break
             block, self._latest = refs
+            if self._held is not None:
+                self._held.add(block)
+                self._session.note_from_put(block)
             pairs.append(Pair(block, RayMetadata(self._latest, self._name)))
         return pairs
 
@@ -100,3 +127,9 @@ class RayTask:
     def _tell(self) -> None:
         self._is_listening = False
         self._on_ready(self)
+
+
+def max_held_bytes(work: Work, arguments: Iterable[Any], session: Session) -> int:
+    """Return how much of a task's output to keep until it is complete, in bytes: all that is usual, or nothing."""
+    # A task's output is allotted, and it may be a little more.
+    return 2 * work.cuts.task_bytes if any(map(session.is_from_put, arguments)) else 0
