@@ -184,8 +184,7 @@ class TaskOperator:
                 self._wakeup.set()
                 return
             cuts = self._pacing.cuts(is_early=self.counters.tasks < self._run.runtime.num_cpus)
-            # A task ends with the block that exceeds its allotment.
-            expected_bytes = self._expectation.expected_bytes(cuts.task_bytes + cuts.target_block_bytes)
+            expected_bytes = self._expectation.expected_bytes(cuts.task_bytes)
             if not self._run.budget.fits(expected_bytes) and not self._is_next():
                 self._run.budget.refuse(self._wakeup.set)
                 return

@@ -6,7 +6,7 @@ import anyio
 import pytest
 
 from aiodata.errors import AiodataError, OptionError, TaskError
-from aiodata.options import ExecutionOptions
+from aiodata.options import MIB, ExecutionOptions
 from aiodata.testing import FaultKind, Faults, SimulatedMap, SimulatedRuntime, SimulatedSource, Simulation
 from tests.testing.tasks import Watched, open_stage, reading, run
 
@@ -49,15 +49,16 @@ def test_a_lost_task_has_lost_just_what_had_not_surfaced() -> None:
 
 
 def test_lost_actors_are_replaced_and_just_their_rows_are_missing() -> None:
-    source = SimulatedSource(num_pieces=30, blocks_per_piece=5, rows_per_block=10, s_per_block=0.1)
+    # Blocks of the target size are a task each, so that a task that is lost is one block.
+    source = SimulatedSource(num_pieces=150, rows_per_block=10, bytes_per_block=16 * MIB, s_per_block=0.1)
     options = ExecutionOptions(max_errored_blocks=-1, task_max_retries=0)
     model = SimulatedMap(name="model", s_per_block=0.5, needs_actor=True)
-    faults = Faults(seed=1, kill=0.05)
+    faults = Faults(seed=1, kill=0.15)
     report = Simulation(source=source, maps=[model], num_workers=4, options=options, faults=faults).run()
     assert report.error is None
     lost = [fault for fault in report.faults if fault.operator == "model"]
-    # Each of them took its actor along, or went with it: four actors alone would not have come so far.
-    assert len(lost) > 8
+    # Each death takes an actor with it, and there are four at a time: without others in their place all would be lost.
+    assert len({fault.at_s for fault in lost}) > 4
     assert {fault.kind for fault in lost} == {FaultKind.KILL}
     assert report.missing == report.lost
     assert 0 < report.rows_out == report.rows_in - sum(stop - start for start, stop in report.lost)

@@ -258,7 +258,7 @@ def test_an_actor_starts_in_its_time_and_runs_one_task_after_the_other() -> None
 def test_a_stopped_actor_ends_its_tasks_and_makes_room_for_another() -> None:
     async def main() -> None:
         runtime = SimulatedRuntime(1, actor_start_s=2.0)
-        async with open_stage(runtime) as stage:
+        async with open_stage(runtime, resources=Resources(num_cpus=1)) as stage:
             first, second = stage.start_actor(), stage.start_actor()
             tasks = [Watched(first, reading()) for _ in range(2)]
             await anyio.sleep(3.5)
