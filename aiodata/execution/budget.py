@@ -85,19 +85,22 @@ class ByteBudget:
 
 
 class Expectation:
-    """How many bytes an operator's next task will produce: a moving maximum of what its tasks have produced.
+    """How many bytes an operator's next task will produce: what it is allotted, or more if its tasks produce more.
 
-    A maximum, because a mean would be exceeded by every other task.
+    More is what a user's function returns or yields from one batch, which nobody knows beforehand. A moving maximum of
+    what tasks have produced is expected then: a mean would be exceeded by every other task.
     """
 
-    def __init__(self) -> None:
-        """Know nothing."""
-        self._bytes: float | None = None
+    def __init__(self, allotted_bytes: int) -> None:
+        """Expect what is allotted."""
+        self._allotted_bytes = allotted_bytes
+        self._largest_bytes = 0.0
+
+    @property
+    def num_bytes(self) -> int:
+        """The expectation."""
+        return max(self._allotted_bytes, int(self._largest_bytes))
 
     def observe(self, num_bytes: int) -> None:
         """Learn from a task that has ended."""
-        self._bytes = num_bytes if self._bytes is None else max(num_bytes, _DECAY * self._bytes)
-
-    def expected_bytes(self, allotment_bytes: int) -> int:
-        """Return the expectation; without any, what a task is allotted."""
-        return allotment_bytes if self._bytes is None else int(self._bytes)
+        self._largest_bytes = max(num_bytes, _DECAY * self._largest_bytes)

@@ -85,7 +85,8 @@ class StreamingExecutor:
         self._slots = SharedSlots(TASKS_PER_CPU * runtime.num_cpus)
         self._nodes: list[_Node] = []
         stages = optimize(plan)
-        check_cpus(stages, runtime.num_cpus)
+        # CPUs that pools of actors may grow into.
+        self._spare_cpus = check_cpus(stages, runtime.num_cpus)
         self._last = self._add(stages, [])
         self.counters = [node.operator.counters for node in self._nodes]
 
@@ -142,7 +143,7 @@ class StreamingExecutor:
             after: The nodes that come after the chain; they are filled in as they are made.
         """
         stage, later = stages[-1], _Later()
-        node = _Node(self._operator(stage, later), [])
+        node = _Node(self._operator(stage, later, after), [])
         later.path = following = [node, *after]
         if isinstance(stage, UnionStage):
             node.before = [self._add(branch, following) for branch in stage.branches]
@@ -154,7 +155,7 @@ class StreamingExecutor:
     def _after(self, node: _Node) -> _Node:
         return next(later for later in self._nodes if node in later.before)
 
-    def _operator(self, stage: Stage, later: _Later) -> Operator:
+    def _operator(self, stage: Stage, later: _Later, after: Sequence[_Node]) -> Operator:
         on_sent = self.context.budget.tell_refused
         match stage:
             case InputStage(source):
@@ -164,12 +165,17 @@ class StreamingExecutor:
             case UnionStage():
                 return UnionOperator(stage.name, on_sent, preserve_order=self.context.options.preserve_order)
             case ReadStage() | MapStage():
-                return TaskOperator(stage, self._workers(stage), self.context, later.are_idle)
+                num_later = sum(isinstance(node.operator, TaskOperator) for node in after)
+                return TaskOperator(stage, self._workers(stage), self.context, later.are_idle, num_later)
 
     def _workers(self, stage: ReadStage | MapStage) -> Workers:
         num_cpus = self.context.runtime.num_cpus
         if isinstance(stage, MapStage) and stage.needs_actors:
             least, most = stage.workers or (1, num_cpus)
+            if each := stage.resources.num_cpus:
+                # Actors keep their CPUs while they wait, and tasks need one to go on.
+                most = min(most, least + int(self._spare_cpus / each))
+                self._spare_cpus -= (most - least) * each
             return ActorPool(least, most, self.context.options.close_timeout_s)
         max_tasks, weight = TASKS_PER_CPU * num_cpus, 1.0
         if isinstance(stage, MapStage):
@@ -210,8 +216,8 @@ async def _run_operator(node: _Node, output: Output) -> None:
     node.cancel_before()
 
 
-def check_cpus(stages: Sequence[Stage], num_cpus: int) -> None:
-    """Check that the actors of a plan leave a CPU for its tasks.
+def check_cpus(stages: Sequence[Stage], num_cpus: int) -> float:
+    """Check that the actors of a plan leave a CPU for its tasks; return how many CPUs are left beside these.
 
     Raises:
         OptionError: They do not, so that the run would wait for ever.
@@ -220,12 +226,14 @@ def check_cpus(stages: Sequence[Stage], num_cpus: int) -> None:
     pools = [stage for stage in all_stages if isinstance(stage, MapStage) and stage.needs_actors]
     for_tasks = any(isinstance(stage, ReadStage | MapStage) and stage not in pools for stage in all_stages)
     taken = sum((stage.workers or (1, 1))[0] * (stage.resources.num_cpus or 0) for stage in pools)
-    if taken > num_cpus - for_tasks:
+    spare = num_cpus - for_tasks - taken
+    if spare < 0:
         names = ", ".join(stage.name for stage in pools)
         raise OptionError(
             f"the actors of {names} take {taken:g} CPUs of {num_cpus}"
             f"{', which leaves none for the tasks that feed them' if for_tasks else ''}; lower concurrency or num_cpus"
         )
+    return spare
 
 
 def _flat(stages: Sequence[Stage]) -> Iterator[Stage]:

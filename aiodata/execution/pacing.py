@@ -23,7 +23,7 @@ _TASK_BYTES = 64 << 20
 _BLOCK_S = 0.1
 _TASK_S = 1.0
 
-# No block is larger than this part of the run's byte budget, and no task's output much larger than twice as much.
+# No block is larger than this part of the run's byte budget, and no task's output larger than twice as much.
 _BLOCKS_PER_BUDGET = 16
 
 # Calls of a first task, whose speed is unknown, for each that may be in flight.
@@ -39,6 +39,9 @@ class Pacing:
         budget_bytes: The bytes of blocks that the run may keep.
         calls_user_code: Whether the stage runs functions of the user's at all.
         calls_in_flight: How many calls of them a task makes at a time.
+
+    Attributes:
+        max_output_bytes: What a task produces at most, if no call of a user's function returns more than a block.
     """
 
     def __init__(
@@ -47,7 +50,10 @@ class Pacing:
         """Know nothing yet."""
         share_bytes = max(1, budget_bytes // _BLOCKS_PER_BUDGET)
         self._target_block_bytes = min(target_block_bytes, share_bytes)
-        self._task_bytes = min(max(_TASK_BLOCKS * target_block_bytes, _TASK_BYTES), 2 * share_bytes)
+        # A task ends with the block that spends its allotment.
+        allotment = max(_TASK_BLOCKS * target_block_bytes, _TASK_BYTES)
+        self._task_bytes = max(1, min(allotment, 2 * share_bytes - self._target_block_bytes))
+        self.max_output_bytes = self._task_bytes + self._target_block_bytes
         self._calls_user_code = calls_user_code
         self._calls_in_flight = calls_in_flight
         self._calls = 0

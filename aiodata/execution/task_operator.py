@@ -56,6 +56,7 @@ class TaskOperator:
         workers: What its tasks run on.
         run: What it shares with the other operators of the run.
         is_starving: Whether everything that comes after it has nothing to do.
+        num_later: How many operators of this kind come after it.
     """
 
     def __init__(
@@ -64,6 +65,7 @@ class TaskOperator:
         workers: Workers,
         run: RunContext,
         is_starving: Callable[[], bool],
+        num_later: int,
     ) -> None:
         """Prepare."""
         self.counters = OperatorCounters(stage.name)
@@ -78,7 +80,9 @@ class TaskOperator:
             calls_user_code=any(transform.calls_user_code for transform in stage.chain),
             calls_in_flight=max((transform.calls_in_flight for transform in stage.chain), default=1),
         )
-        self._expectation = Expectation()
+        self._expectation = Expectation(self._pacing.max_output_bytes)
+        # Room that is left for the tasks of later operators: these must not have to wait for more to become free.
+        self._headroom_bytes = min(num_later * self._pacing.max_output_bytes, run.budget.limit_bytes // 2)
         self._order = OutputOrder(preserve=run.options.preserve_order, max_jobs_ahead=workers.max_tasks)
         self._max_waiting_bytes = workers.max_tasks * run.options.target_block_bytes
         self._jobs = JobQueue(self._order, run.options.target_block_bytes)
@@ -184,8 +188,8 @@ class TaskOperator:
                 self._wakeup.set()
                 return
             cuts = self._pacing.cuts(is_early=self.counters.tasks < self._run.runtime.num_cpus)
-            expected_bytes = self._expectation.expected_bytes(cuts.task_bytes)
-            if not self._run.budget.fits(expected_bytes) and not self._is_next():
+            expected_bytes = self._expectation.num_bytes
+            if not self._run.budget.fits(expected_bytes + self._headroom_bytes) and not self._is_next():
                 self._run.budget.refuse(self._wakeup.set)
                 return
             self._start(cuts, expected_bytes)
