@@ -102,8 +102,8 @@ def test_ctrl_c_ends_the_program_with_its_actors_and_workers(tmp_path: Path) -> 
         process.send_signal(signal.SIGINT)
         _, stderr = process.communicate(timeout=30)
         elapsed_s = time.perf_counter() - interrupted
-    # Python's own end after Ctrl-C: it names the exception, and dies of the signal.
-    assert process.returncode == -signal.SIGINT
+    # Where ray is imported, Python exits with 1 after Ctrl-C, not by the signal.
+    assert process.returncode in {1, -signal.SIGINT}
     assert stderr.rstrip().endswith("KeyboardInterrupt")
     assert elapsed_s < 8
     _, left = psutil.wait_procs(started_by_it, timeout=5)

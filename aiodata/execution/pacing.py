@@ -58,6 +58,7 @@ class Pacing:
         self._calls_in_flight = calls_in_flight
         self._calls = 0
         self._seconds = 0.0
+        self._bytes = 0
         # Numbers that are as before are the same object: thousands of tasks refer to it.
         self._latest: Cuts | None = None
 
@@ -65,6 +66,7 @@ class Pacing:
         """Learn from an output."""
         self._calls += output.calls
         self._seconds += output.task_s
+        self._bytes += output.block.num_bytes
 
     def cuts(self, *, is_early: bool) -> Cuts:
         """Return the numbers for the next task; is it among the first of its run, whose blocks are waited for?"""
@@ -74,7 +76,9 @@ class Pacing:
             calls_per_block = task_calls = _MAX_CALLS
         elif self._calls:
             seconds_per_call = max(self._seconds / self._calls, 1e-7)
-            calls_per_block = first_block_calls = _clamp(_BLOCK_S / seconds_per_call)
+            # Whether its bytes are spent is looked at by a task after so many calls.
+            fitting = target * self._calls / max(1, self._bytes)
+            calls_per_block = first_block_calls = _clamp(min(_BLOCK_S / seconds_per_call, fitting))
             task_calls = _clamp(_TASK_S / seconds_per_call)
         cuts = Cuts(
             first_block_bytes=min(_FIRST_BLOCK_BYTES, target) if is_early else target,
