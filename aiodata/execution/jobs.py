@@ -87,13 +87,18 @@ class JobQueue:
             bool(self._jobs or self._bundles) and self._order.may_start(self._first_new_number(), is_rest=False)
         )
 
-    def take(self, num_free: int) -> Job:
-        """Return the next job, after `may_take`; blocks are shared out evenly among `num_free` tasks."""
+    def take(self, num_free: int, max_blocks: int) -> Job:
+        """Return the next job, after `may_take`.
+
+        Args:
+            num_free: Among how many tasks the blocks that wait are shared out evenly.
+            max_blocks: How many blocks the job gets, at most.
+        """
         if (number := self._startable_rest()) is not None:
             return self._rests.pop(number)
         if self._jobs:
             return self._jobs.popleft()
-        return self._gather(min(-(-len(self._bundles) // num_free), _MAX_JOB_BLOCKS))
+        return self._gather(min(-(-len(self._bundles) // num_free), max_blocks, _MAX_JOB_BLOCKS))
 
     def clear(self) -> None:
         """Let go of everything."""

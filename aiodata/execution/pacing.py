@@ -59,6 +59,7 @@ class Pacing:
         self._calls = 0
         self._seconds = 0.0
         self._bytes = 0
+        self._blocks_done = 0
         # Numbers that are as before are the same object: thousands of tasks refer to it.
         self._latest: Cuts | None = None
 
@@ -67,6 +68,15 @@ class Pacing:
         self._calls += output.calls
         self._seconds += output.task_s
         self._bytes += output.block.num_bytes
+
+    def observe_job(self, num_blocks: int) -> None:
+        """Learn that a task is done with so many blocks that it was given."""
+        self._blocks_done += num_blocks
+
+    @property
+    def blocks_per_job(self) -> int:
+        """How many blocks a task should be given: as many as take about as long as one should that it makes."""
+        return _clamp(_BLOCK_S * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1
 
     def cuts(self, *, is_early: bool) -> Cuts:
         """Return the numbers for the next task; is it among the first of its run, whose blocks are waited for?"""

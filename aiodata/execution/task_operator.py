@@ -199,7 +199,7 @@ class TaskOperator:
         return not self._running and not self._outputs and self._is_starving()
 
     def _start(self, cuts: Cuts, expected_bytes: int) -> None:
-        job = self._jobs.take(self._workers.num_free)
+        job = self._jobs.take(self._workers.num_free, self._pacing.blocks_per_job)
         task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, expected_bytes)
         work = Work(job.pieces, cuts, job.start, self._run.skipped.num_left)
         task.handle = self._workers.submit(work, job.refs, self._tell)
@@ -252,6 +252,7 @@ class TaskOperator:
         self._expectation.observe(task.produced_bytes)
         for error in (*end.errors, *([end.error] if end.error is not None else ())):
             self._run.skipped.add(error)
+        self._pacing.observe_job(len(task.job.refs) if end.rest is None else end.rest.piece)
         if end.rest is not None:
             self._jobs.add_rest(task.job.rest(end.rest))
         else:

@@ -73,20 +73,20 @@ def test_all_who_are_refused_are_told_in_the_order_of_asking_and_may_ask_again_a
     assert told == [1, 2, 1]
 
 
-def test_expectation_is_the_allotment_until_a_task_has_ended() -> None:
-    expectation = Expectation()
-    assert expectation.expected_bytes(64) == 64
+def test_expectation_is_the_allotment_however_little_tasks_produce() -> None:
+    expectation = Expectation(64)
+    assert expectation.num_bytes == 64
     expectation.observe(0)
-    assert expectation.expected_bytes(64) == 0
+    assert expectation.num_bytes == 64
 
 
 def test_expectation_rises_at_once_and_falls_by_a_tenth() -> None:
-    expectation = Expectation()
+    expectation = Expectation(850)
     seen = []
     for produced in (100, 1000, 10, 10, 895):
         expectation.observe(produced)
-        seen.append(expectation.expected_bytes(1))
-    assert seen == [100, 1000, 900, 810, 895]
+        seen.append(expectation.num_bytes)
+    assert seen == [850, 1000, 900, 850, 895]
 
 
 PLANS = {
