@@ -5,12 +5,14 @@ from aiodata.concurrency.release import cleared_frames, close_and_drop, without_
 from aiodata.concurrency.supervise import Supervisor
 from aiodata.concurrency.taskset import TaskSet
 from aiodata.concurrency.threads import call_in_thread
+from aiodata.concurrency.turn import Turn
 from aiodata.concurrency.wakeup import Wakeup
 
 __all__ = [
     "LoopLagMonitor",
     "Supervisor",
     "TaskSet",
+    "Turn",
     "Wakeup",
     "call_in_thread",
     "cleared_frames",

@@ -6,7 +6,6 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from time import perf_counter
 
 import anyio
 import anyio.lowlevel
@@ -14,7 +13,7 @@ import anyio.to_thread
 from anyio.streams.memory import MemoryObjectReceiveStream
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames
+from aiodata.concurrency import Turn, Wakeup, cleared_frames
 from aiodata.errors import TaskError
 from aiodata.execution.budget import Expectation
 from aiodata.execution.context import RunContext
@@ -37,9 +36,6 @@ _MAX_FETCHED_TOGETHER = 64
 # ones make a job.
 _BLOCKS_PER_TASK = 2
 _MIN_WAITING_BLOCKS = 64
-
-# The loop gets its turn at least this often, in seconds, however much there is to do.
-_TURN_S = 0.001
 
 _logger = logging.getLogger("aiodata")
 
@@ -163,28 +159,28 @@ class TaskOperator:
                 if self._jobs_complete:
                     return
             await self._wakeup.wait()
-            turn_ends = perf_counter() + _TURN_S
+            turn = Turn()
             while self._ready:
                 self._ready.popleft().pull()
-                is_late = perf_counter() >= turn_ends
-                if self._ready and self._lane.num_new < _MAX_FETCHED_TOGETHER and not is_late:
+                is_over = turn.is_over()
+                if self._ready and self._lane.num_new < _MAX_FETCHED_TOGETHER and not is_over:
                     continue
                 await self._lane.flush()
                 await self._send_outputs(output)
-                if is_late:
+                if is_over:
                     self._launch()
                     await anyio.lowlevel.checkpoint()
-                    turn_ends = perf_counter() + _TURN_S
+                    turn = Turn()
             await self._send_outputs(output)
 
     def _launch(self) -> None:
         """Start tasks as long as there are jobs, workers and room in the byte budget."""
-        turn_ends = perf_counter() + _TURN_S
+        turn = Turn()
         while self._jobs.may_take():
             if not self._workers.num_free:
                 self._workers.want_more()
                 return
-            if perf_counter() >= turn_ends:
+            if turn.is_over():
                 self._wakeup.set()
                 return
             cuts = self._pacing.cuts(is_early=self.counters.tasks < self._run.runtime.num_cpus)

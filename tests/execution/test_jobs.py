@@ -94,7 +94,7 @@ def test_small_blocks_are_gathered_into_one_job() -> None:
     jobs = queue()
     for one in range(5):
         jobs.add_bundle(bundle(one * 10, 20))
-    assert (len(jobs), jobs.num_bundles, jobs.num_bundle_bytes) == (5, 5)
+    assert (len(jobs), jobs.num_bundles, jobs.num_bundle_bytes) == (5, 5, 100)
     job = jobs.take(num_free=1, max_blocks=100)
     assert (job.number, rows_of(job)) == (0, list(range(50)))
     assert [piece.weight for piece in job.pieces] == [20] * 5
@@ -190,7 +190,7 @@ def test_rest_comes_before_what_has_not_begun() -> None:
 
 def test_only_the_heads_rest_may_be_taken_if_order_is_asked_for() -> None:
     order = OutputOrder(preserve=True, max_jobs_ahead=2)
-    jobs = JobQueue(order)
+    jobs = JobQueue(order, 100)
     jobs.add_pieces(pieces([1] * 3), 3)
     first, second = jobs.take(1, 100), jobs.take(1, 100)
     jobs.add_rest(second.rest(Position(0, 0, 1)))
