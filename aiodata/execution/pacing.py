@@ -23,6 +23,9 @@ _TASK_BYTES = 64 << 20
 _BLOCK_S = 0.1
 _TASK_S = 1.0
 
+# Seconds of work that a task of several blocks is given: few enough that at the end of a run none is waited for long.
+_JOB_S = 0.5
+
 # No block is larger than this part of the run's byte budget, and no task's output larger than twice as much.
 _BLOCKS_PER_BUDGET = 16
 
@@ -75,8 +78,8 @@ class Pacing:
 
     @property
     def blocks_per_job(self) -> int:
-        """How many blocks a task should be given: as many as take about as long as one should that it makes."""
-        return _clamp(_BLOCK_S * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1
+        """How many blocks a task should be given; one, as long as nothing is known."""
+        return _clamp(_JOB_S * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1
 
     def cuts(self, *, is_early: bool) -> Cuts:
         """Return the numbers for the next task; is it among the first of its run, whose blocks are waited for?"""

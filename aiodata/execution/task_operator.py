@@ -32,9 +32,9 @@ from aiodata.runtime.base import Task
 # Pairs whose metadata is fetched together, at most.
 _MAX_FETCHED_TOGETHER = 64
 
-# Blocks that wait to become jobs, at most: two for each task that may run, and at least so many, since several small
-# ones make a job.
-_BLOCKS_PER_TASK = 2
+# Blocks that wait to become jobs, at most: one for so many tasks that may run, and at least so many, since several
+# small ones make a job.
+_TASKS_PER_WAITING_BLOCK = 4
 _MIN_WAITING_BLOCKS = 64
 
 _logger = logging.getLogger("aiodata")
@@ -136,7 +136,9 @@ class TaskOperator:
         self._wakeup.set()
 
     def _has_enough_waiting(self) -> bool:
-        has_many = self._jobs.num_bundles >= max(_BLOCKS_PER_TASK * self._workers.max_tasks, _MIN_WAITING_BLOCKS)
+        has_many = self._jobs.num_bundles >= max(
+            self._workers.max_tasks // _TASKS_PER_WAITING_BLOCK, _MIN_WAITING_BLOCKS
+        )
         return has_many or self._jobs.num_bundle_bytes >= self._max_waiting_bytes
 
     async def _store(self, bundle: RefBundle) -> RefBundle:

@@ -137,7 +137,9 @@ def test_a_run_that_stands_still_is_an_error_with_the_states_of_its_operators(mo
 def test_a_run_that_takes_too_long_counts_as_one_that_stands_still() -> None:
     with pytest.raises(SimulatedDeadlockError, match="not done after 3 virtual s") as caught:
         simulate(max_virtual_s=3.0)
-    assert re.search(r"tasks of slow: \d+ wait for a worker, [1-9]\d* run, \d+ finished, 0 cancelled", str(caught.value))
+    assert re.search(
+        r"tasks of slow: \d+ wait for a worker, [1-9]\d* run, \d+ finished, 0 cancelled", str(caught.value)
+    )
 
 
 def test_a_report_prints_as_a_table() -> None:
