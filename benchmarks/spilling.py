@@ -1,6 +1,9 @@
-"""Ask Ray what its object store holds, and what it has written to disk."""
+"""Ask Ray what its object store holds, and look at what it has written to disk."""
 
 from __future__ import annotations
+
+from contextlib import suppress
+from pathlib import Path
 
 
 def store_used_bytes() -> float:
@@ -12,9 +15,11 @@ def store_used_bytes() -> float:
 
 
 def spilled_bytes() -> int:
-    """Return the bytes that the cluster has written to disk since it was started."""
-    import ray
-    from ray._private.internal_api import get_memory_info_reply, get_state_from_address
+    """Return the bytes of objects that this node has on disk at the moment."""
+    from ray._private.worker import global_worker
 
-    state = get_state_from_address(ray.get_runtime_context().gcs_address)
-    return int(get_memory_info_reply(state).store_stats.spilled_bytes_total)
+    num_bytes = 0
+    for path in Path(global_worker.node.get_session_dir_path()).glob("ray_spilled_objects*/*"):
+        with suppress(FileNotFoundError):  # It was deleted meanwhile.
+            num_bytes += path.stat().st_size
+    return num_bytes
