@@ -2,6 +2,7 @@
 
 from aiodata.concurrency.loop_lag import LoopLagMonitor
 from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
+from aiodata.concurrency.streams import receive, send
 from aiodata.concurrency.supervise import Supervisor
 from aiodata.concurrency.taskset import TaskSet
 from aiodata.concurrency.threads import call_in_thread
@@ -17,5 +18,7 @@ __all__ = [
     "call_in_thread",
     "cleared_frames",
     "close_and_drop",
+    "receive",
+    "send",
     "without_frames",
 ]

@@ -13,7 +13,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
+from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop, receive
 from aiodata.coordination.epoch import EpochPhase, EpochState
 from aiodata.errors import EpochError
 
@@ -139,22 +139,27 @@ class Coordinator:
 
     async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
         """Give each bundle to the split that has waited longest; take none that nobody waits for."""
-        while True:
-            while not self._state.wants_bundle:
-                if self._state.phase is EpochPhase.ENDED:
-                    return
-                await self._changed.wait()
+        while await self._someone_wants():
             try:
-                bundle = await bundles.receive()
+                bundle = await receive(bundles)
             except anyio.EndOfStream:
-                break
-            # Meanwhile the split may have finished.
-            while not self._state.wants_bundle:
-                if self._state.phase is EpochPhase.ENDED:
-                    return
-                await self._changed.wait()
+                self._exhaust()
+                return
+            # Meanwhile the split that asked may have finished.
+            if not await self._someone_wants():
+                return
             self._answered[self._state.assign(bundle)].set()
             del bundle  # While this waits for the next one, it must not keep its block alive.
+
+    async def _someone_wants(self) -> bool:
+        """Wait until a split asks; return whether one does, as all may finish instead."""
+        while not self._state.wants_bundle:
+            if self._state.phase is EpochPhase.ENDED:
+                return False
+            await self._changed.wait()
+        return True
+
+    def _exhaust(self) -> None:
         self._state.exhaust()
         for answered in self._answered:
             answered.set()

@@ -9,7 +9,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames
+from aiodata.concurrency import cleared_frames, send
 from aiodata.execution.counters import OperatorCounters
 
 Output = MemoryObjectSendStream[RefBundle]
@@ -55,17 +55,6 @@ class Operator(Protocol):
         Raises:
             anyio.BrokenResourceError: Nobody takes the outputs any more.
         """
-
-
-async def send(output: Output, bundle: RefBundle) -> None:
-    """Send a bundle, without a turn of the loop if there is room."""
-    try:
-        output.send_nowait(bundle)
-    except anyio.WouldBlock:
-        pass
-    else:
-        return
-    await output.send(bundle)
 
 
 class _PassingOperator:

@@ -5,22 +5,22 @@ from __future__ import annotations
 import logging
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
-from anyio.streams.memory import MemoryObjectReceiveStream
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
-from aiodata.concurrency import Turn, Wakeup, cleared_frames
+from aiodata.concurrency import Turn, Wakeup, cleared_frames, receive, send
 from aiodata.errors import TaskError
 from aiodata.execution.budget import Expectation
 from aiodata.execution.context import RunContext
 from aiodata.execution.counters import OperatorCounters
 from aiodata.execution.data_op_task import DataOpTask
 from aiodata.execution.jobs import JobQueue
-from aiodata.execution.operators import Inputs, Output, send
+from aiodata.execution.operators import Inputs, Output
 from aiodata.execution.ordering import OutputOrder
 from aiodata.execution.pacing import Pacing
 from aiodata.execution.workers import Workers
@@ -124,8 +124,9 @@ class TaskOperator:
 
     async def _take_inputs(self, inputs: Inputs) -> None:
         """Take blocks, not many more than there is room to run."""
-        with cleared_frames():
-            while (bundle := await _receive(inputs.stream)) is not None:
+        with cleared_frames(), suppress(anyio.EndOfStream):
+            while True:
+                bundle = await receive(inputs.stream)
                 self._jobs.add_bundle(await self._store(bundle) if isinstance(bundle.ref, InlineBlock) else bundle)
                 del bundle
                 inputs.num_taken += 1
@@ -272,17 +273,3 @@ class TaskOperator:
                 group.start_soon(self._workers.close)
                 while running:
                     group.start_soon(running.pop().wait_stopped)
-
-
-async def _receive(inputs: MemoryObjectReceiveStream[RefBundle]) -> RefBundle | None:
-    """Return the next bundle, without a turn of the loop if it is there; None at the end."""
-    try:
-        return inputs.receive_nowait()
-    except anyio.WouldBlock:
-        pass
-    except anyio.EndOfStream:
-        return None
-    try:
-        return await inputs.receive()
-    except anyio.EndOfStream:
-        return None
