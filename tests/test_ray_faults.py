@@ -148,7 +148,9 @@ async def test_both_actors_killed_from_outside_in_mid_stream_lose_and_double_no_
                 killed = pids_built(tmp_path)
                 for pid in killed:
                     os.kill(pid, signal.SIGKILL)
-    assert len(pids_built(tmp_path)) == 4
+    # One of the two may not be needed any more when it is there again.
+    assert len(killed) == 2
+    assert len(pids_built(tmp_path)) in {3, 4}
     assert sorted(rows) == [2 * one for one in range(NUM_ROWS)]
 
 
