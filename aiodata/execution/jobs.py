@@ -87,18 +87,26 @@ class JobQueue:
             bool(self._jobs or self._bundles) and self._order.may_start(self._first_new_number(), is_rest=False)
         )
 
-    def take(self, num_free: int, max_blocks: int) -> Job:
+    def is_worth_a_task(self, num_blocks: int) -> bool:
+        """Whether what may start is more than a few small blocks: fewer than `num_blocks`, which may still be."""
+        if self._jobs or self._startable_rest() is not None:
+            return True
+        return len(self._bundles) >= min(num_blocks, _MAX_JOB_BLOCKS) or self.num_bundle_bytes >= self._max_job_bytes
+
+    def take(self, num_free: int, min_blocks: int, max_blocks: int) -> Job:
         """Return the next job, after `may_take`.
 
         Args:
             num_free: Among how many tasks the blocks that wait are shared out evenly.
-            max_blocks: How many blocks the job gets, at most.
+            min_blocks: How many blocks the job gets at least, if there are as many.
+            max_blocks: How many blocks it gets at most.
         """
         if (number := self._startable_rest()) is not None:
             return self._rests.pop(number)
         if self._jobs:
             return self._jobs.popleft()
-        return self._gather(min(-(-len(self._bundles) // num_free), max_blocks, _MAX_JOB_BLOCKS))
+        share = max(-(-len(self._bundles) // num_free), min_blocks)
+        return self._gather(min(share, max_blocks, _MAX_JOB_BLOCKS))
 
     def clear(self) -> None:
         """Let go of everything."""

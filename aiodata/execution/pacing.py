@@ -23,6 +23,9 @@ _TASK_BYTES = 64 << 20
 _BLOCK_S = 0.1
 _TASK_S = 1.0
 
+# To start a task takes about so long in all, in seconds: work that takes less is not worth one of its own.
+_START_S = 0.02
+
 # Seconds of work that a task of several blocks is given: few enough that at the end of a run none is waited for long.
 _JOB_S = 0.5
 
@@ -78,8 +81,16 @@ class Pacing:
 
     @property
     def blocks_per_job(self) -> int:
-        """How many blocks a task should be given; one, as long as nothing is known."""
-        return _clamp(_JOB_S * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1
+        """How many blocks a task should be given, at most; one, as long as nothing is known."""
+        return self._blocks_in(_JOB_S)
+
+    @property
+    def blocks_worth_a_task(self) -> int:
+        """How many blocks a task should be given, at least, if others are running meanwhile."""
+        return self._blocks_in(_START_S)
+
+    def _blocks_in(self, seconds: float) -> int:
+        return _clamp(seconds * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1
 
     def cuts(self, *, is_early: bool) -> Cuts:
         """Return the numbers for the next task; is it among the first of its run, whose blocks are waited for?"""

@@ -32,6 +32,9 @@ from aiodata.runtime.base import Task
 # Pairs whose metadata is fetched together, at most.
 _MAX_FETCHED_TOGETHER = 64
 
+# Several blocks of together less than this are one job, whatever size blocks should have.
+_MIN_JOB_BYTES = 4 << 20
+
 # Blocks that wait to become jobs, at most: one for so many tasks that may run, and at least so many, since several
 # small ones make a job.
 _TASKS_PER_WAITING_BLOCK = 4
@@ -81,7 +84,7 @@ class TaskOperator:
         self._headroom_bytes = min(num_later * self._pacing.max_output_bytes, run.budget.limit_bytes // 2)
         self._order = OutputOrder(preserve=run.options.preserve_order, max_jobs_ahead=workers.max_tasks)
         self._max_waiting_bytes = workers.max_tasks * run.options.target_block_bytes
-        self._jobs = JobQueue(self._order, run.options.target_block_bytes)
+        self._jobs = JobQueue(self._order, max(run.options.target_block_bytes, _MIN_JOB_BYTES))
         self._jobs_complete = False
         self._running: dict[Task, DataOpTask] = {}
         self._ready: deque[DataOpTask] = deque()
@@ -183,6 +186,8 @@ class TaskOperator:
             if not self._workers.num_free:
                 self._workers.want_more()
                 return
+            if self._may_wait_for_more():
+                return
             if turn.is_over():
                 self._wakeup.set()
                 return
@@ -193,12 +198,22 @@ class TaskOperator:
                 return
             self._start(cuts, expected_bytes)
 
+    def _may_wait_for_more(self) -> bool:
+        """Whether a few small blocks had better wait for others, since a task that runs will have it looked at again.
+
+        After John Nagle's algorithm for small packets (RFC 896).
+        """
+        if not self._running or self._jobs_complete:
+            return False
+        return not self._jobs.is_worth_a_task(self._pacing.blocks_worth_a_task)
+
     def _is_next(self) -> bool:
         """Whether a task may start though the budget is spent: without it nothing would ever become free."""
         return not self._running and not self._outputs and self._is_starving()
 
     def _start(self, cuts: Cuts, expected_bytes: int) -> None:
-        job = self._jobs.take(self._workers.num_free, self._pacing.blocks_per_job)
+        pacing = self._pacing
+        job = self._jobs.take(self._workers.num_free, pacing.blocks_worth_a_task, pacing.blocks_per_job)
         task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, expected_bytes)
         work = Work(job.pieces, cuts, job.start, self._run.skipped.num_left)
         task.handle = self._workers.submit(work, job.refs, self._tell)

@@ -95,7 +95,7 @@ def test_small_blocks_are_gathered_into_one_job() -> None:
     for one in range(5):
         jobs.add_bundle(bundle(one * 10, 20))
     assert (len(jobs), jobs.num_bundles, jobs.num_bundle_bytes) == (5, 5, 100)
-    job = jobs.take(num_free=1, max_blocks=100)
+    job = jobs.take(num_free=1, min_blocks=1, max_blocks=100)
     assert (job.number, rows_of(job)) == (0, list(range(50)))
     assert [piece.weight for piece in job.pieces] == [20] * 5
     assert (len(jobs), jobs.num_bundles, jobs.num_bundle_bytes) == (0, 0, 0)
@@ -105,7 +105,7 @@ def test_narrowed_bundle_is_read_in_its_range() -> None:
     jobs = queue()
     jobs.add_bundle(RefBundle(bundle(0, 8).ref, bundle(0, 8).metadata, 3, 7))
     jobs.add_bundle(bundle(20, 8).head(2))
-    job = jobs.take(num_free=1, max_blocks=100)
+    job = jobs.take(num_free=1, min_blocks=1, max_blocks=100)
     assert rows_of(job) == [3, 4, 5, 6, 20, 21]
     assert [piece.source for piece in block_pieces(job)] == ["fake", "fake"]
 
@@ -116,7 +116,7 @@ def test_job_of_blocks_is_bounded_by_bytes_but_takes_one_block_at_least() -> Non
         jobs.add_bundle(bundle(one * 10, size))
     sizes = []
     while jobs.may_take():
-        sizes.append([piece.weight for piece in jobs.take(num_free=1, max_blocks=100).pieces])
+        sizes.append([piece.weight for piece in jobs.take(num_free=1, min_blocks=1, max_blocks=100).pieces])
     assert sizes == [[60, 40], [1], [500], [30, 30]]
 
 
@@ -124,28 +124,28 @@ def test_job_of_blocks_is_bounded_by_their_number() -> None:
     jobs = queue()
     for one in range(70):
         jobs.add_bundle(bundle(one * 10, 0))
-    assert [len(jobs.take(num_free=1, max_blocks=100).pieces) for _ in range(3)] == [32, 32, 6]
+    assert [len(jobs.take(num_free=1, min_blocks=1, max_blocks=100).pieces) for _ in range(3)] == [32, 32, 6]
 
 
 def test_job_has_no_more_blocks_than_it_is_to_have() -> None:
     jobs = queue()
     for one in range(10):
         jobs.add_bundle(bundle(one * 10, 1))
-    assert [len(jobs.take(num_free=1, max_blocks=most).pieces) for most in (1, 3, 100)] == [1, 3, 6]
+    assert [len(jobs.take(num_free=1, min_blocks=1, max_blocks=most).pieces) for most in (1, 3, 100)] == [1, 3, 6]
 
 
 def test_blocks_are_shared_out_evenly_among_free_workers() -> None:
     jobs = queue()
     for one in range(10):
         jobs.add_bundle(bundle(one * 10, 1))
-    assert [len(jobs.take(num_free=free, max_blocks=100).pieces) for free in (4, 3, 2, 1)] == [3, 3, 2, 2]
+    assert [len(jobs.take(num_free=free, min_blocks=1, max_blocks=100).pieces) for free in (4, 3, 2, 1)] == [3, 3, 2, 2]
 
 
 def test_rest_begins_at_its_block_and_drops_those_that_are_done() -> None:
     jobs = queue()
     for one in range(4):
         jobs.add_bundle(bundle(one * 10, 20))
-    job = jobs.take(num_free=1, max_blocks=100)
+    job = jobs.take(num_free=1, min_blocks=1, max_blocks=100)
     rest = job.rest(Position(2, 0, 4))
     assert (rest.number, rest.start) == (job.number, Position(0, 0, 4))
     assert [piece.index for piece in block_pieces(rest)] == [0, 1]
@@ -171,7 +171,7 @@ def test_jobs_of_blocks_have_all_rows_in_order(sizes: list[int], frees: list[int
         jobs.add_bundle(bundle(one * 2, size, rows=2))
     taken: list[Job] = []
     while jobs.may_take():
-        taken.append(jobs.take(frees[len(taken) % len(frees)], 100))
+        taken.append(jobs.take(frees[len(taken) % len(frees)], 1, 100))
     assert [row for job in taken for row in rows_of(job)] == list(range(2 * len(sizes)))
     assert [job.number for job in taken] == list(range(len(taken)))
     assert all(sum(piece.weight for piece in job.pieces[:-1]) <= max_bytes for job in taken)
@@ -181,10 +181,10 @@ def test_jobs_of_blocks_have_all_rows_in_order(sizes: list[int], frees: list[int
 def test_rest_comes_before_what_has_not_begun() -> None:
     jobs = queue()
     jobs.add_pieces(pieces([1] * 4), 4)
-    first, second = jobs.take(1, 100), jobs.take(1, 100)
+    first, second = jobs.take(1, 1, 100), jobs.take(1, 1, 100)
     jobs.add_rest(second.rest(Position(0, 0, 1)))
-    assert jobs.take(1, 100).number == second.number
-    assert jobs.take(1, 100).number == second.number + 1
+    assert jobs.take(1, 1, 100).number == second.number
+    assert jobs.take(1, 1, 100).number == second.number + 1
     assert first.number == 0
 
 
@@ -192,15 +192,15 @@ def test_only_the_heads_rest_may_be_taken_if_order_is_asked_for() -> None:
     order = OutputOrder(preserve=True, max_jobs_ahead=2)
     jobs = JobQueue(order, 100)
     jobs.add_pieces(pieces([1] * 3), 3)
-    first, second = jobs.take(1, 100), jobs.take(1, 100)
+    first, second = jobs.take(1, 1, 100), jobs.take(1, 1, 100)
     jobs.add_rest(second.rest(Position(0, 0, 1)))
     assert not jobs.may_take(), "the third is too far ahead, and the second's rest is not at the head"
     jobs.add_rest(first.rest(Position(0, 0, 1)))
-    assert jobs.take(1, 100).number == first.number
+    assert jobs.take(1, 1, 100).number == first.number
     assert not jobs.may_take()
     order.finish(first.number, deque())
-    assert jobs.take(1, 100).number == second.number
-    assert jobs.take(1, 100).number == 2
+    assert jobs.take(1, 1, 100).number == second.number
+    assert jobs.take(1, 1, 100).number == 2
 
 
 @pytest.mark.parametrize("preserve", [False, True])
@@ -208,14 +208,14 @@ def test_blocks_too_far_ahead_wait_if_order_is_asked_for(preserve: bool) -> None
     jobs = queue(preserve=preserve, max_jobs_ahead=2, max_job_bytes=1)
     for one in range(3):
         jobs.add_bundle(bundle(one, 1))
-    assert [jobs.take(1, 100).number for _ in range(2)] == [0, 1]
+    assert [jobs.take(1, 1, 100).number for _ in range(2)] == [0, 1]
     assert jobs.may_take() is not preserve
 
 
 def test_cleared_queue_has_nothing() -> None:
     jobs = queue()
     jobs.add_pieces(pieces([1] * 2), 2)
-    jobs.add_rest(jobs.take(1, 100))
+    jobs.add_rest(jobs.take(1, 1, 100))
     jobs.add_bundle(bundle(0, 5))
     jobs.clear()
     assert (len(jobs), jobs.num_bundles, jobs.num_bundle_bytes, jobs.may_take()) == (0, 0, 0, False)
