@@ -4,7 +4,7 @@ What is private here, and what the public fallback costs:
 
 - `_num_objects_per_yield=2`: a block and its metadata in one report. Fallback: two yields.
 - `ObjectRefGenerator._generator_ref`, `CoreWorker.peek_object_ref_stream_n`, `._consume_next_ref_n`,
-  `._stream_exhausted`: the references of the next outputs, before they exist, and whether they do; 4 µs per pair.
+  `._stream_exhausted`: the references of the next outputs, before they exist, and whether they do.
   Fallback: `ray.wait` on the generator, then `next`.
 - `_system_config` of `ray.init`: how a cluster that is started here behaves. Fallback: Ray's defaults.
 - `ObjectRef._on_ready`: a callback when a reference is settled, without fetching it. Fallback: a timer that looks
