@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from aiodata.bundle import RefBundle
 from aiodata.coordination import DELIVERY_BYTES, MAX_BUNDLES, Coordinator, Lease
-from aiodata.execution.executor import StreamingExecutor
+from aiodata.execution.executor import StreamingExecutor, max_held_bytes
 from aiodata.options import ExecutionOptions, SplitOptions
 from aiodata.plan.nodes import Plan
 from aiodata.runtime import choose_runtime
@@ -49,6 +49,9 @@ class Feed(Protocol):
     def stats(self) -> RunStats:
         """Return what the run behind it has done so far."""
 
+    def leave(self) -> None:
+        """Say that the pass is over, where its event loop does not run any more and can not say so itself."""
+
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Open the supply, let it be consumed, and shut it down, whatever the reason for the end.
 
@@ -75,20 +78,24 @@ class LocalFeed:
         """Return what the run behind it has done so far."""
         return self._executor.stats() if self._executor else RunStats()
 
+    def leave(self) -> None:
+        """Do nothing: the run has stopped with its event loop."""
+
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Run one epoch as split 0, the only one; tell the coordinator at the end, whatever the reason."""
         async with choose_runtime(self._options)() as runtime:
             self._executor = executor = StreamingExecutor(self._plan, runtime, self._options)
+            held_bytes = max_held_bytes(self._options, runtime)
             coordinator = Coordinator(
                 executor.run,
                 options=SplitOptions(on_split_lost="raise"),
-                delivery_bytes=min(DELIVERY_BYTES, executor.max_held_bytes // _HELD_PARTS),
+                delivery_bytes=min(DELIVERY_BYTES, held_bytes // _HELD_PARTS),
             )
             async with anyio.create_task_group() as group:
                 group.start_soon(coordinator.serve, 1)
                 lease, _ = await coordinator.join(0)
                 await coordinator.start_epoch(lease)
-                epoch = _Epoch(coordinator, lease, runtime, executor.max_held_bytes)
+                epoch = _Epoch(coordinator, lease, runtime, held_bytes)
                 try:
                     await consume(epoch)
                 finally:
