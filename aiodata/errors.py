@@ -5,6 +5,7 @@ AiodataError
 ├─ SourceError               a file is missing, corrupt or unreadable
 ├─ EpochError                a coordinator was asked about an epoch it is not running
 ├─ RuntimeUnavailableError   Ray can not be reached or started
+├─ CoordinatorLostError      the coordinator of splits is gone
 ├─ ClosedError               misuse: something closed was used (also a RuntimeError)
 ├─ BusyError                 misuse: two tasks used one iterator at once (also a RuntimeError)
 └─ OptionError               misuse: an argument has a value that can not work (also a ValueError)
@@ -69,6 +70,10 @@ class EpochError(AiodataError):
 
 class RuntimeUnavailableError(AiodataError):
     """Ray can not be reached or started; the message says how to."""
+
+
+class CoordinatorLostError(AiodataError):
+    """The coordinator of splits is gone; the message says how to go on."""
 
 
 class ClosedError(AiodataError, RuntimeError):
