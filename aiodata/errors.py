@@ -8,6 +8,7 @@ AiodataError
 ├─ SplitBusyError            misuse: a split has a live consumer already
 ├─ BarrierTimeoutError       not all splits have arrived at an epoch in time
 ├─ RuntimeUnavailableError   Ray can not be reached or started
+├─ CoordinatorLostError      the coordinator of splits is gone
 ├─ ClosedError               misuse: something closed was used (also a RuntimeError)
 ├─ BusyError                 misuse: two tasks used one iterator at once (also a RuntimeError)
 └─ OptionError               misuse: an argument has a value that can not work (also a ValueError)
@@ -84,6 +85,10 @@ class BarrierTimeoutError(AiodataError, TimeoutError):
 
 class RuntimeUnavailableError(AiodataError):
     """Ray can not be reached or started; the message says how to."""
+
+
+class CoordinatorLostError(AiodataError):
+    """The coordinator of splits is gone; the message says how to go on."""
 
 
 class ClosedError(AiodataError, RuntimeError):

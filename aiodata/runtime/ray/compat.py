@@ -10,7 +10,7 @@ What is private here, and what the public fallback costs:
 - `ObjectRef._on_ready`: a callback when a reference is settled, without fetching it. Fallback: a timer that looks
   every few milliseconds.
 - `CoreWorker.add_object_out_of_scope_callback`: a callback when the last reference to an object is gone everywhere.
-  Fallback: the object counts as gone at once, since its Python reference takes no weak references.
+  Fallback: a block counts as gone at once, since its Python reference takes no weak references; a token never does.
 - `global_worker.function_actor_manager`: an object that `ray.shutdown` drops, so that a finalizer tells of it.
   Fallback: a timer that looks every second.
 """
@@ -148,12 +148,16 @@ def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:
 
     Where this Ray can not tell, or another process owns the object, it is called at once.
     """
-    try:
-        is_told = global_worker.core_worker.add_object_out_of_scope_callback(ref, lambda _: on_released())
-    except (AttributeError, ValueError):
-        is_told = False
-    if not is_told:
+    if not tell_of_release(ref, on_released):
         on_released()
+
+
+def tell_of_release(ref: ray.ObjectRef, on_released: Callback) -> bool:
+    """Do the same, but call nothing where Ray can not tell; return whether it can."""
+    try:
+        return bool(global_worker.core_worker.add_object_out_of_scope_callback(ref, lambda _: on_released()))
+    except (AttributeError, ValueError):
+        return False
 
 
 def when_shut_down(on_shutdown: Callback) -> Callback:
