@@ -42,6 +42,15 @@ class BundleSource(Protocol):
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         """Return a bundle's rows; cancelled, it can be asked again."""
 
+    def note_finished(self, num_rows: int) -> None:
+        """Note how many rows the user is done with.
+
+        It is called when that may have grown, at least whenever a block is released, and before each `next_bundle`.
+
+        Args:
+            num_rows: Rows, counted from the pass's beginning in the order in which the bundles were given.
+        """
+
 
 class Feed(Protocol):
     """One pass's supply of bundles."""
@@ -128,3 +137,6 @@ class _Epoch:
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         block = await self._runtime.get(bundle.ref)
         return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
+
+    def note_finished(self, num_rows: int) -> None:
+        """Nobody needs to know: what this process has not finished when it dies, nobody goes on with."""
