@@ -55,6 +55,7 @@ class Host:
 
     def __init__(self, packed: bytes, label: str) -> None:
         """Make the service and start it; runs in the actor's event loop."""
+        compat.quiet_reads()
         self._label = label
         self._service: Service | None = None
         self._error: Exception | None = None
@@ -206,8 +207,8 @@ class RayService:
     def _lost(self, error: RayError) -> CoordinatorLostError:
         reason = str(error).strip().partition("\n")[0]
         return CoordinatorLostError(
-            f"{self.label} is gone: {type(error).__name__}: {reason} It was closed, its process was killed or crashed (see "
-            "its logs), or its node is lost; make a new one and iterate again."
+            f"{self.label} is gone: {type(error).__name__}: {reason} It was closed, its process was killed or crashed "
+            "(see its logs), or its node is lost; make a new one and iterate again."
         )
 
 
