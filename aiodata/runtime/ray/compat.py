@@ -10,7 +10,7 @@ What is private here, and what the public fallback costs:
 - `ObjectRef._on_ready`: a callback when a reference is settled, without fetching it. Fallback: a timer that looks
   every few milliseconds.
 - `CoreWorker.add_object_out_of_scope_callback`: a callback when the last reference to an object is gone everywhere.
-  Fallback: the object counts as gone at once, since its Python reference takes no weak references.
+  Fallback: a block counts as gone at once, since its Python reference takes no weak references; a token never does.
 - `global_worker.function_actor_manager`: an object that `ray.shutdown` drops, so that a finalizer tells of it.
   Fallback: a timer that looks every second.
 """
@@ -137,17 +137,27 @@ def size_of(ref: ray.ObjectRef) -> int | None:
     return size
 
 
+def node_of(ref: ray.ObjectRef) -> str | None:
+    """Return the id of a node that holds an object, if this process knows one; asks nobody."""
+    nodes: list[str] = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("node_ids") or []
+    return nodes[0] if nodes else None
+
+
 def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:
     """Call `on_released` once, from any thread, when nobody refers to an object any more; only its owner is told.
 
     Where this Ray can not tell, or another process owns the object, it is called at once.
     """
-    try:
-        is_told = global_worker.core_worker.add_object_out_of_scope_callback(ref, lambda _: on_released())
-    except (AttributeError, ValueError):
-        is_told = False
-    if not is_told:
+    if not tell_of_release(ref, on_released):
         on_released()
+
+
+def tell_of_release(ref: ray.ObjectRef, on_released: Callback) -> bool:
+    """Do the same, but call nothing where Ray can not tell; return whether it can."""
+    try:
+        return bool(global_worker.core_worker.add_object_out_of_scope_callback(ref, lambda _: on_released()))
+    except (AttributeError, ValueError):
+        return False
 
 
 def when_shut_down(on_shutdown: Callback) -> Callback:
