@@ -191,7 +191,8 @@ async def read(case: Case) -> tuple[Supply, int]:
 SHUFFLED = {"batch_size": 7, "drop_last": False, "prefetch_batches": 2, "local_shuffle_buffer_size": 30}
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
 @given(case=cases())
 @example(case=Case([25] * 12, SHUFFLED | {"local_shuffle_seed": 1}))
 @example(case=Case([25] * 12, SHUFFLED | {"local_shuffle_seed": 1}, stages=["collate_fn"], is_ordered=False))
@@ -206,7 +207,8 @@ async def test_never_more_rows_are_acknowledged_than_the_user_is_done_with_and_t
     assert len(feed.noted) >= len(case.sizes) + 1
 
 
-@settings(max_examples=250, deadline=None)
+@pytest.mark.slow
+@settings(max_examples=150, deadline=None)
 @given(case=cases())
 @example(case=Case([25] * 12, SHUFFLED | {"local_shuffle_seed": 1}))
 @example(case=Case([25] * 12, SHUFFLED | {"local_shuffle_seed": 1}, is_cut_ahead=True))
