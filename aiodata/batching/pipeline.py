@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import anyio
 
 from aiodata.batching.cutter import Cutter, Item, Signal
 from aiodata.batching.feed import BundleSource
+from aiodata.batching.finished import FinishedReport, FinishedRows
 from aiodata.batching.options import BatchOptions
 from aiodata.batching.stages import AheadStage, Caller, CollateStage, NextItem, Stage
 from aiodata.batching.window import FetchWindow
@@ -30,6 +32,10 @@ class Pipeline(Protocol):
     @property
     def rows(self) -> int:
         """Rows handed out."""
+
+    @property
+    def finished_rows(self) -> int:
+        """Rows of the supply, from its first on, that were all in batches before the one in the user's hands."""
 
     @property
     def window(self) -> FetchWindow | None:
@@ -83,6 +89,9 @@ class DirectPipeline:
         self._decided = anyio.Event()
         self._cutting_s = 0.0
         self._rows_ahead = 0
+        # Without a batch size, every batch is waited for, and `next` says that the one before is finished.
+        self._batch_rows = options.batch_size or sys.maxsize
+        self._finished = FinishedRows()
         self.failure: TaskError | None = None
         self.take: Callable[[], Any] = self._cutter.take
 
@@ -92,6 +101,15 @@ class DirectPipeline:
         return self._rows_ahead if self._is_ahead else self._cutter.rows
 
     @property
+    def finished_rows(self) -> int:
+        """Rows of the supply, from its first on, that were all in batches before the one in the user's hands."""
+        rows = self._finished.rows
+        if not self._is_ahead:
+            # A batch that takes no wait is not noted: that would cost each one time.
+            rows = max(rows, self._cutter.rows - self._batch_rows)
+        return self._cutter.rows_supplied(rows)
+
+    @property
     def is_complete(self) -> bool:
         """Whether every block has come, and been cut if that is done ahead."""
         return self.window.is_complete and (self._ahead.is_complete or not self._is_ahead)
@@ -99,14 +117,20 @@ class DirectPipeline:
     async def run(self, bundles: BundleSource) -> None:
         """Fetch blocks, until all are cut; cut them, if that is to be done ahead."""
         await self._cutter.prepare()
-        async with anyio.create_task_group() as group:
-            group.start_soon(self.window.run, bundles)
-            await self._decided.wait()
-            if self._is_ahead:
-                await self._ahead.run()
+        with self.window.report.to(bundles, lambda: self.finished_rows):
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.window.run, bundles)
+                await self._decided.wait()
+                if self._is_ahead:
+                    await self._ahead.run()
 
     async def next(self) -> Any:
         """Return the next batch, or `END`; cancelled, it takes nothing."""
+        if self._is_ahead:
+            self._finished.ask()
+        else:
+            self._finished.reach(self._cutter.rows)
+        self.window.report.tell()
         if self._is_ahead:
             item = await self._ahead.next()
             return item if isinstance(item, Signal) else self._hand_over(item)
@@ -122,6 +146,7 @@ class DirectPipeline:
         if self._is_ahead or self._decided.is_set() or self._cutting_s < _LONG_CUT_S:
             return
         self._rows_ahead = self._cutter.rows
+        self._finished.reach(self._cutter.rows)
         self._cutter.leave_direct()
         self.take = self._take_ahead
         self._is_ahead = True
@@ -144,6 +169,7 @@ class DirectPipeline:
         return item if isinstance(item, Signal) else self._hand_over(item)
 
     def _hand_over(self, item: Item) -> Any:
+        self._finished.hand_over(item.start, item.stop)
         self._cutter.hand_over(item)
         self._rows_ahead += item.stop - item.start
         return item.value
@@ -170,8 +196,14 @@ class StagedPipeline:
         self._stages = self._make_stages(options, is_ordered=is_ordered, grace_s=grace_s)
         self._scope = anyio.CancelScope()
         self._last = self._stages[-1]
+        self._finished = FinishedRows()
         self.failure: TaskError | None = None
         self.rows = 0
+
+    @property
+    def finished_rows(self) -> int:
+        """Rows of the supply, from its first on, that were all in batches before the one in the user's hands."""
+        return self._cutter.rows_supplied(self._finished.rows)
 
     @property
     def is_complete(self) -> bool:
@@ -181,7 +213,7 @@ class StagedPipeline:
     async def run(self, bundles: BundleSource) -> None:
         """Fetch, cut, collate and finalize until the end of the bundles."""
         await self._cutter.prepare()
-        with self._scope:
+        with self._scope, self.window.report.to(bundles, lambda: self.finished_rows):
             async with anyio.create_task_group() as group:
                 group.start_soon(self.window.run, bundles)
                 for stage in self._stages:
@@ -194,6 +226,8 @@ class StagedPipeline:
 
     async def next(self) -> Any:
         """Return the next batch, or `END`; cancelled, it takes nothing."""
+        self._finished.ask()
+        self.window.report.tell()
         item = await self._last.next()
         return item if isinstance(item, Signal) else self._hand_over(item)
 
@@ -232,6 +266,7 @@ class StagedPipeline:
         self._last.end()
 
     def _hand_over(self, item: Item) -> Any:
+        self._finished.hand_over(item.start, item.stop)
         self._cutter.hand_over(item)
         self.rows += item.stop - item.start
         return item.value
@@ -247,24 +282,29 @@ class BundlePipeline:
         """Prepare."""
         self._send, self._receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
         self._arrived = Wakeup()
+        self._report = FinishedReport()
         self.rows = 0
+        self.finished_rows = 0
         self.is_complete = False
 
     async def run(self, bundles: BundleSource) -> None:
         """Hand on bundles until their end."""
-        with cleared_frames():
+        with cleared_frames(), self._report.to(bundles, lambda: self.finished_rows):
             await self._run(bundles)
 
     async def _run(self, bundles: BundleSource) -> None:
+        self._report.tell()
         while (bundle := await bundles.next_bundle(0)) is not None:
             await self._send.send(bundle)
             self._arrived.set()
             del bundle
+            self._report.tell()
         self.is_complete = True
         self.end()
 
     def take(self) -> Any:
         """Return the next bundle if it is there, else `PENDING`."""
+        self.finished_rows = self.rows
         try:
             bundle = self._receive.receive_nowait()
         except anyio.WouldBlock:
@@ -277,6 +317,7 @@ class BundlePipeline:
     async def next(self) -> Any:
         """Return the next bundle, or `END`; cancelled, it takes nothing."""
         while (bundle := self.take()) is Signal.PENDING:
+            self._report.tell()
             await self._arrived.wait()
         return bundle
 

@@ -137,6 +137,12 @@ def size_of(ref: ray.ObjectRef) -> int | None:
     return size
 
 
+def node_of(ref: ray.ObjectRef) -> str | None:
+    """Return the id of a node that holds an object, if this process knows one; asks nobody."""
+    nodes: list[str] = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("node_ids") or []
+    return nodes[0] if nodes else None
+
+
 def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:
     """Call `on_released` once, from any thread, when nobody refers to an object any more; only its owner is told.
 
