@@ -146,11 +146,11 @@ class CoordinatorStats:
             *([f"  {self.run.budget}"] if self.run.budget else []),
             f"  {'split':>5} {'rows':>13} {'bundles':>8} {'MiB':>9} {'unacked':>9} {'ahead MiB':>9} {'waited s':>9}",
         ]
-        for split in self.splits:
-            lines.append(
-                f"  {split.split_index:>5} {split.rows:>13,} {split.bundles:>8,} {split.bytes / 2**20:>9.1f} "
-                f"{split.unacked_rows:>9,} {split.prefetched_bytes / 2**20:>9.1f} {split.wait_s:>9.3f}"
-            )
+        lines += [
+            f"  {split.split_index:>5} {split.rows:>13,} {split.bundles:>8,} {split.bytes / 2**20:>9.1f} "
+            f"{split.unacked_rows:>9,} {split.prefetched_bytes / 2**20:>9.1f} {split.wait_s:>9.3f}"
+            for split in self.splits
+        ]
         return "\n".join(lines + [f"  skipped: {error}" for error in self.run.errors])
 
 

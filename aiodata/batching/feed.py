@@ -18,7 +18,6 @@ from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
 from aiodata.stats import RunStats
 
-
 # The part of what a consumer may hold that one delivery may have: one of so many.
 _HELD_PARTS = 8
 

@@ -210,4 +210,3 @@ class _SplitEpoch:
             self._has_ended = self._has_ended or not bundles
         self._arrived.set()
         self._taken.set()
-

@@ -156,4 +156,3 @@ class CoordinatorService:
                 await self._executor.run(output)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever iterates raises it.
             self._coordinator.fail(unwrap(error))
-

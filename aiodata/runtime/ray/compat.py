@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -129,6 +130,11 @@ def read_now(ref: Any) -> tuple[Any, RayError | None]:
     except RayError as error:
         without_frames(error)
         return None, error
+
+
+def quiet_reads() -> None:
+    """Have Ray not warn of `read_now` in an async actor, which never blocks; of this process only."""
+    os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")
 
 
 def size_of(ref: ray.ObjectRef) -> int | None:

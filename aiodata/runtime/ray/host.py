@@ -56,6 +56,7 @@ class Host:
 
     def __init__(self, packed: bytes, label: str) -> None:
         """Make the service and start it; runs in the actor's event loop."""
+        compat.quiet_reads()
         self._label = label
         self._service: Service | None = None
         self._serving = Supervisor(self._serve, name=f"aiodata {label}", on_end=self._note_end)
@@ -199,8 +200,8 @@ class RayService:
     def _lost(self, error: RayError) -> CoordinatorLostError:
         reason = str(error).strip().partition("\n")[0]
         return CoordinatorLostError(
-            f"{self.label} is gone: {type(error).__name__}: {reason} It was closed, its process was killed or has "
-            "crashed (see its logs), or its node is lost; make a new one and iterate again."
+            f"{self.label} is gone: {type(error).__name__}: {reason} It was closed, its process was killed or crashed "
+            "(see its logs), or its node is lost; make a new one and iterate again."
         )
 
 
