@@ -121,7 +121,8 @@ class LocalService:
         return await result if inspect.iscoroutine(result) else result
 
     def tell(self, method: str, *args: Any) -> None:
-        self._tasks.create(self._told(method, args), name=method)
+        task = self._tasks.create(self._told(method, args), name=method)
+        assert not task.done()
 
     async def aclose(self) -> None:
         self._serving.cancel()
