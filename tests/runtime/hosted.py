@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import anyio
+import anyio.lowlevel
 
 from aiodata.concurrency import Supervisor, TaskSet
 from aiodata.errors import AiodataError, CoordinatorLostError, SourceError
@@ -113,6 +114,8 @@ class LocalService:
         self._serving.start()
 
     async def call(self, method: str, *args: Any) -> Any:
+        # A call of another process takes turns of the loop, too.
+        await anyio.lowlevel.checkpoint()
         if self._serving.error is not None:
             raise self._serving.error
         if self._serving.ended:
