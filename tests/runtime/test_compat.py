@@ -140,6 +140,13 @@ async def test_block_counts_as_released_at_once_where_ray_can_not_tell(monkeypat
     assert released == ["x"]
 
 
+async def test_token_never_counts_as_released_where_ray_can_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "global_worker", object())
+    released: list[str] = []
+    assert not compat.tell_of_release(ray.put(b"x"), lambda: released.append("x"))
+    assert released == []
+
+
 def wait(seconds: float) -> None:
     time.sleep(seconds)
 

@@ -23,7 +23,7 @@ class UnpicklableError(Exception):
     """Stands in for an exception that could not be sent; its text is the original's."""
 
 
-# How the note that carries the traceback of a cause begins.
+# How the note that carries a traceback begins.
 _NOTE = "in a worker:\n"
 
 # How long a task stays after its goodbye, in seconds.
@@ -138,10 +138,12 @@ def pack_error(error: BaseException) -> bytes:
 
 
 def pack_exception(error: BaseException) -> bytes:
-    """Pickle any error with its cause, whose traceback becomes a note; packed twice, it has the note once."""
+    """Pickle any error with its cause; their tracebacks become notes, but not that of an error of aiodata's."""
     cause = error.__cause__
-    if cause is not None and not any(note.startswith(_NOTE) for note in getattr(cause, "__notes__", [])):
-        cause.add_note(_NOTE + "".join(traceback.format_exception(cause)).rstrip())
+    if cause is not None:
+        _note_traceback(cause)
+    if not isinstance(error, AiodataError):
+        _note_traceback(error)
     # Whatever a user's exception does when pickled, its text gets through.
     for sent in ((error, cause), (error, _stand_in(cause)), (_stand_in(error), None)):
         with suppress(Exception):
@@ -149,6 +151,12 @@ def pack_exception(error: BaseException) -> bytes:
             cloudpickle.loads(packed)
             return packed
     raise AssertionError("a text can be pickled")
+
+
+def _note_traceback(error: BaseException) -> None:
+    """Note it once: an error may travel twice, or be sent to many."""
+    if not any(note.startswith(_NOTE) for note in getattr(error, "__notes__", [])):
+        error.add_note(_NOTE + "".join(traceback.format_exception(error)).rstrip())
 
 
 def _stand_in(error: BaseException | None) -> UnpicklableError:
