@@ -184,7 +184,8 @@ class EpochState:
         if self._exhausted or first is None:
             return 0
         if self._equal:
-            return max(0, len(self.live) - len(self._pool))
+            # Where nobody may have what there is, it takes no room from what they could have.
+            return max(int(self._is_undivided), len(self.live) - len(self._pool))
         return max(1, self.ledgers[first].wanted + len(self._line) - 1 - len(self._pool))
 
     def acknowledge(self, split_index: int, acked_rows: int, prefetched_bytes: int) -> None:
@@ -211,12 +212,14 @@ class EpochState:
             self._pass_over()
 
     def lose(self, split_index: int, failure: Exception) -> None:
-        """Note that a split's consumer is gone without a word.
+        """Note that a split's consumer is gone without a word; of one that has finished, that changes nothing.
 
         Args:
             split_index: The split.
             failure: What everybody is told, if everybody is.
         """
+        if split_index not in self.live:
+            return
         if self.on_split_lost == "raise":
             self.fail(failure)
         if self.failure is not None:
@@ -351,7 +354,16 @@ class EpochState:
     @property
     def _part_rows(self) -> int:
         """Rows that each split is to have of those that were seen; never fewer than before."""
-        return (self._seen_rows - self._gone_rows) // max(1, self.num_splits - len(self.missing))
+        return (self._seen_rows - self._gone_rows) // self._num_sharing
+
+    @property
+    def _num_sharing(self) -> int:
+        return max(1, self.num_splits - len(self.missing))
+
+    @property
+    def _is_undivided(self) -> bool:
+        """Whether all have their parts, so that what is left, if anything, are fewer rows than splits."""
+        return self._pool_rows == (self._seen_rows - self._gone_rows) % self._num_sharing
 
     def _allowed(self, split_index: int) -> int:
         """Return how many rows of the pool a split may have, so that all get the same number."""
@@ -362,12 +374,9 @@ class EpochState:
         if not self._equal:
             return
         self._finished_rows += self._discard(len(self._finished) * self._part_rows - self._finished_rows)
-        num_sharing = self.num_splits - len(self.missing)
-        if self._exhausted and num_sharing and self._pool_rows < num_sharing:
-            undivided = (self._seen_rows - self._gone_rows) % num_sharing
-            if self._pool_rows == undivided:
-                self.dropped_rows += self._discard(undivided)
-                self._seen_rows -= undivided
+        if self._exhausted and self._is_undivided:
+            self._seen_rows -= self._pool_rows
+            self.dropped_rows += self._discard(self._pool_rows)
 
     def _discard(self, num_rows: int) -> int:
         """Drop rows of the pool, so many at most; return how many."""
