@@ -112,6 +112,8 @@ class Coordinator:
         self._running: EpochState | None = None
         self._latest: EpochState | None = None
         self._gathering = self._gather(0, set())
+        # The latest one that did not come about, for those who have not heard of that.
+        self._failed: _Gathering | None = None
         self._num_leases = 0
         self._changed = Wakeup()
         self._answered = [News() for _ in range(num_splits)]
@@ -131,12 +133,15 @@ class Coordinator:
         Raises:
             ExceptionGroup: The execution failed.
         """
-        async with anyio.create_task_group() as self._watchers:
-            while num_epochs is None or self._gathering.state.epoch < num_epochs:
-                while self._gathering.state.absent or not self._gathering.state.leases:
-                    await self._changed.wait()
-                await self._serve_epoch()
-            self._watchers.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as self._watchers:
+                while num_epochs is None or self._gathering.state.epoch < num_epochs:
+                    while self._gathering.state.absent or not self._gathering.state.leases:
+                        await self._changed.wait()
+                    await self._serve_epoch()
+                self._watchers.cancel_scope.cancel()
+        finally:
+            self._watchers = None
 
     async def join(self, split_index: int) -> tuple[Lease, Any]:
         """Take a split, for the next epoch or for the rest of one whose consumer was lost.
@@ -155,12 +160,13 @@ class Coordinator:
                 await self._left.wait()
             self._num_leases += 1
             lease = Lease(state.epoch, split_index, self._num_leases)
+            token = self._new_token and self._new_token(lambda: self._on_released(lease))
             state.arrive(lease)
             if state is self._gathering.state:
                 self._gathering.arrived_at[split_index] = anyio.current_time()
             self._changed.set()
             self._settle(state)
-            return lease, self._new_token and self._new_token(lambda: self._on_released(lease))
+            return lease, token
         raise SplitBusyError(
             f"split {split_index} has a live consumer already; each split is for one consumer at a time: close the "
             "other one's iterator, or use another split"
@@ -177,7 +183,7 @@ class Coordinator:
             BarrierTimeoutError: Not all splits arrived in time; the lease has ended.
             SplitLostError: A split was lost, and all are to be told; or this one was taken for lost.
         """
-        gathering = self._gathering
+        gathering = self._gathering_of(lease)
         if lease.epoch != gathering.state.epoch:
             self._check_held(lease)
             return ()
@@ -185,6 +191,9 @@ class Coordinator:
         late_at = float("inf") if timeout_s is None else gathering.arrived_at[lease.split_index] + timeout_s
         with anyio.move_on_at(min(anyio.current_time() + within_s, late_at)):
             await gathering.opened.wait()
+        # Where all have arrived, only the end of the epoch before is waited for, which does not take long.
+        while not (gathering.opened.is_set() or gathering.state.absent):
+            await self._left.wait()
         if gathering.state.failure is not None:
             raise gathering.state.failure.with_traceback(None)
         absent = tuple(gathering.state.absent)
@@ -262,7 +271,7 @@ class Coordinator:
     def fail(self, error: Exception) -> None:
         """Have the consumers of the running epoch raise an error."""
         if self._running is not None:
-            self._running.failure = self._running.failure or error
+            self._running.fail(error)
             self._scope.cancel()
             self._tell_all()
 
@@ -303,6 +312,7 @@ class Coordinator:
         state.start()
         self._gathering = self._gather(state.epoch + 1, state.missing)
         begun.opened.set()
+        self._left.tell()
         try:
             with anyio.CancelScope() as self._scope, cleared_frames():
                 await self._run_epoch(state)
@@ -364,6 +374,18 @@ class Coordinator:
                 return None
         return gathering if gathering.can_arrive(split_index) else None
 
+    def _gathering_of(self, lease: Lease) -> _Gathering:
+        """Return what a lease waits for; the epoch that is to come, where it waits for nothing.
+
+        Raises:
+            SplitLostError: Its consumer was taken for lost.
+        """
+        if self._failed is not None and self._failed.state.leases.get(lease.split_index) == lease:
+            return self._failed
+        if lease.epoch == self._gathering.state.epoch:
+            self._check_held(lease)
+        return self._gathering
+
     def _is_current(self, lease: Lease) -> bool:
         """Whether a lease is of the running epoch, and goes on.
 
@@ -413,12 +435,13 @@ class Coordinator:
             if self._running.failure is not None:
                 self._scope.cancel()
             if split in self._running.missing and gathering.state.can_arrive(split):
-                gathering.state.missing.add(split)
+                gathering.state.lose(split, failure)
             self._note_left(self._running, split)
             self._tell_all()
         elif gathering.state.is_live(lease):
             gathering.state.lose(split, failure)
             if gathering.state.failure is not None:
+                self._failed = gathering
                 self._gathering = self._gather(gathering.state.epoch, set())
                 gathering.opened.set()
             self._note_left(gathering.state, split)
