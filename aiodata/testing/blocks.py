@@ -45,7 +45,7 @@ class BlockStore:
         return block
 
     def add(self, num_bytes: int) -> None:
-        """Count a block that there is from now on."""
+        """Count a block: it is there from now on."""
         self.live_bytes += num_bytes
         if self.live_bytes > self.peak_live_bytes:
             self.peak_live_bytes = self.live_bytes
