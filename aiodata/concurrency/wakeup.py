@@ -1,9 +1,10 @@
-"""Wakeup: many reasons to look again, one waiter, one wake-up."""
+"""Wakeup: many reasons to look again, one waiter, one wake-up. News: the same for many waiters."""
 
 from __future__ import annotations
 
 import asyncio
 
+import anyio
 import anyio.lowlevel
 
 
@@ -25,24 +26,54 @@ class Wakeup:
     def __init__(self) -> None:
         """Start unset."""
         self._is_set = False
-        self._waiter: asyncio.Future[None] | None = None
+        self._waiters: list[asyncio.Future[None]] = []
 
     def set(self) -> None:
         """Wake the waiter, or let its next wait return at once."""
         if self._is_set:
             return
         self._is_set = True
-        if self._waiter is not None and not self._waiter.done():
-            self._waiter.set_result(None)
+        for waiter in self._waiters:
+            if not waiter.done():
+                waiter.set_result(None)
 
     async def wait(self) -> None:
         """Wait until the flag is set, then clear it."""
         if self._is_set:
             await anyio.lowlevel.checkpoint()
         else:
-            self._waiter = asyncio.get_running_loop().create_future()
+            waiter = asyncio.get_running_loop().create_future()
+            self._waiters.append(waiter)
             try:
-                await self._waiter
+                await waiter
             finally:
-                self._waiter = None
+                self._waiters.remove(waiter)
         self._is_set = False
+
+
+class News:
+    """Wakes all who wait, at each change; whoever waits has looked before, in the same turn of the loop.
+
+    Example:
+        >>> async def main():
+        ...     news = News()
+        ...     async with anyio.create_task_group() as group:
+        ...         group.start_soon(news.wait)
+        ...         group.start_soon(news.wait)
+        ...         await anyio.wait_all_tasks_blocked()
+        ...         news.tell()
+        >>> anyio.run(main)
+    """
+
+    def __init__(self) -> None:
+        """Nothing has changed."""
+        self._event = anyio.Event()
+
+    def tell(self) -> None:
+        """Wake all who wait."""
+        event, self._event = self._event, anyio.Event()
+        event.set()
+
+    async def wait(self) -> None:
+        """Wait until the next `tell`."""
+        await self._event.wait()
