@@ -80,7 +80,8 @@ def _figures(epochs: Sequence[Sequence[Noted]], warm: Sequence[Noted], coordinat
     """Make figures of what the consumers noted: in each epoch, and in one in which blocks are fetched."""
 
     def median(figure: Any) -> float:
-        return statistics.median(map(figure, epochs))
+        value: float = statistics.median(map(figure, epochs))
+        return value
 
     def last_arrival(noted: Sequence[Noted]) -> float:
         return max(one[0] for one in noted)
@@ -207,7 +208,8 @@ def _ray_data(num_consumers: int) -> Mapping[str, float]:
 
     def epoch() -> list[Noted]:
         calls = [one.blocks.remote(split) for one, split in zip(consumers, splits, strict=True)]
-        return ray.get(calls)
+        notes: list[Noted] = ray.get(calls)
+        return notes
 
     epoch()
     epochs = [epoch() for _ in range(_NUM_EPOCHS)]
