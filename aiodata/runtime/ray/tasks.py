@@ -55,7 +55,8 @@ class RayTask:
         self.is_cancelled = False
         self._held = HeldOutputs(max_held_bytes) if max_held_bytes else None
         if self._held is not None:
-            self.when_complete(self._held.let_go)
+            # Not by way of the loop, which may be closed by then.
+            when_settled(generator.completed(), self._held.let_go)
         self._listen()
 
     def pull(self) -> list[Pair]:
