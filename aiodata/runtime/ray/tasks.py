@@ -60,11 +60,12 @@ class RayTask:
         self._listen()
 
     def pull(self) -> list[Pair]:
-        """Return the pairs that are there; if there is none, listen for the next one."""
-        if self._session.is_down:
+        """Return the pairs that are there, and listen for the next one."""
+        # While it listens there is none: its driver asks again after each pair, and to look costs more than to listen.
+        if self._is_listening or self._session.is_down:
             return []
         pairs = self._take_all()
-        if not pairs and not self._has_ended:
+        if not self._has_ended:
             self._listen()
         return pairs
 
