@@ -5,30 +5,47 @@ from aiodata.concurrency import LoopLagMonitor
 from aiodata.dataset import Dataset
 from aiodata.errors import (
     AiodataError,
+    BarrierTimeoutError,
     BusyError,
     ClosedError,
+    CoordinatorLostError,
     EpochError,
     OptionError,
     RuntimeUnavailableError,
     SourceError,
+    SplitBusyError,
+    SplitLostError,
     TaskError,
 )
 from aiodata.iterator import Batches, BatchIterator
-from aiodata.options import ExecutionOptions
+from aiodata.options import ExecutionOptions, SplitOptions
 from aiodata.reading import from_arrow, from_items, range, read_parquet  # noqa: A004
 from aiodata.rows import RowIterator, Rows
 from aiodata.running import run
-from aiodata.stats import BudgetStats, IterationStats, LoopLag, OperatorStats
+from aiodata.service import SplitService, attach
+from aiodata.split import SplitIterator
+from aiodata.stats import (
+    BudgetStats,
+    CoordinatorStats,
+    IterationStats,
+    LoopLag,
+    OperatorStats,
+    RunStats,
+    SplitStats,
+)
 
 __version__ = "0.1.0"
 
 __all__ = [
     "AiodataError",
+    "BarrierTimeoutError",
     "BatchIterator",
     "Batches",
     "BudgetStats",
     "BusyError",
     "ClosedError",
+    "CoordinatorLostError",
+    "CoordinatorStats",
     "Dataset",
     "EpochError",
     "ExecutionOptions",
@@ -40,9 +57,17 @@ __all__ = [
     "RefBundle",
     "RowIterator",
     "Rows",
+    "RunStats",
     "RuntimeUnavailableError",
     "SourceError",
+    "SplitBusyError",
+    "SplitIterator",
+    "SplitLostError",
+    "SplitOptions",
+    "SplitService",
+    "SplitStats",
     "TaskError",
+    "attach",
     "from_arrow",
     "from_items",
     "range",

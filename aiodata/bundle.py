@@ -57,6 +57,16 @@ class RefBundle:
         """Rows in the range."""
         return self.stop - self.start
 
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of the rows in the range, if all rows are alike; the block that they pin may be larger."""
+        whole = self.metadata
+        return whole.num_bytes * self.num_rows // max(1, whole.num_rows)
+
     def head(self, num_rows: int) -> RefBundle:
         """Return the same bundle narrowed to its first `num_rows` rows."""
         return replace(self, stop=min(self.stop, self.start + num_rows))
+
+    def skip(self, num_rows: int) -> RefBundle:
+        """Return the same bundle without its first `num_rows` rows."""
+        return replace(self, start=min(self.stop, self.start + num_rows))

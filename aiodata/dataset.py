@@ -15,12 +15,13 @@ from aiodata.errors import OptionError
 from aiodata.formats import get_format
 from aiodata.iteration import IterationVerbs
 from aiodata.mapping import map_step
-from aiodata.options import ExecutionOptions, at_least
+from aiodata.options import ExecutionOptions, SplitOptions, at_least
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
 from aiodata.sources.memory import StoredSource
+from aiodata.split import SplitIterator, split_plan
 
 # All blocks of a dataset that is materialized are kept, so a budget for them would only make tasks wait in vain.
 _UNBOUNDED_BYTES = 1 << 62
@@ -169,6 +170,52 @@ class Dataset(IterationVerbs):
                 raise OptionError(f"{other!r} must be a Dataset")
         plans = (self._plan, *(other._plan for other in others))  # noqa: SLF001 - of its own class.
         return Dataset(Plan(Union(plans)), self._options) if others else self
+
+    def streaming_split(
+        self,
+        n: int,
+        *,
+        equal: bool = False,
+        locality_hints: Sequence[str | None] | None = None,
+        name: str | None = None,
+        namespace: str | None = None,
+        options: SplitOptions | None = None,
+    ) -> list[SplitIterator]:
+        """Return handles for `n` consumers in other processes, which share one execution of the dataset per epoch.
+
+        A coordinator, which is a Ray actor, keeps the dataset and runs it; the handles are small, and go to tasks,
+        actors and other drivers. Ray is started or joined if it is not there yet, which blocks for seconds.
+
+        Args:
+            n: The number of splits.
+            equal: Whether all splits get the same number of rows, in each epoch; up to `n - 1` rows are left out then,
+                and the statistics say how many. Else whoever asks first gets the next block.
+            locality_hints: The id of the Ray node that each split's consumer is on, or None; a split gets blocks on
+                its own node first.
+            name: A name for the coordinator, for `aiodata.attach`; it then lives until it is closed, whatever becomes
+                of this process.
+            namespace: The Ray namespace of the name; by default one of aiodata's own.
+            options: What happens where splits are late or lost.
+
+        Raises:
+            OptionError: An argument has a value that can not work, or the name is taken.
+            RuntimeUnavailableError: Ray can not be reached or started.
+
+        Example:
+            ```python
+            train, val = ds.streaming_split(2, equal=True)
+            ```
+        """
+        return split_plan(
+            self._plan,
+            self._options,
+            n,
+            equal=equal,
+            locality_hints=locality_hints,
+            name=name,
+            namespace=namespace,
+            options=options or SplitOptions(),
+        )
 
     def with_options(self, **options: Any) -> Dataset:
         """Return the dataset with some `ExecutionOptions` changed.

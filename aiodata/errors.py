@@ -3,8 +3,12 @@
 AiodataError
 ├─ TaskError                 the user's function or a read failed in a worker
 ├─ SourceError               a file is missing, corrupt or unreadable
-├─ EpochError                a coordinator was asked about an epoch it is not running
+├─ EpochError                a coordinator was asked what its epoch can not answer (also a RuntimeError)
+├─ SplitLostError            the consumer of a split is gone without a word
+├─ SplitBusyError            misuse: a split has a live consumer already
+├─ BarrierTimeoutError       not all splits have arrived at an epoch in time
 ├─ RuntimeUnavailableError   Ray can not be reached or started
+├─ CoordinatorLostError      the coordinator of splits is gone
 ├─ ClosedError               misuse: something closed was used (also a RuntimeError)
 ├─ BusyError                 misuse: two tasks used one iterator at once (also a RuntimeError)
 └─ OptionError               misuse: an argument has a value that can not work (also a ValueError)
@@ -63,12 +67,28 @@ class SourceError(AiodataError):
         return (type(self), (self.path, self.reason), self.__dict__)
 
 
-class EpochError(AiodataError):
-    """A coordinator was asked about an epoch that it is not running."""
+class EpochError(AiodataError, RuntimeError):
+    """A coordinator was asked what it can not answer in the epoch that it is running."""
+
+
+class SplitLostError(AiodataError):
+    """The consumer of a split is gone without a word; the message names the split."""
+
+
+class SplitBusyError(AiodataError):
+    """A split has a live consumer already; the message names the split."""
+
+
+class BarrierTimeoutError(AiodataError, TimeoutError):
+    """Not all splits have arrived at an epoch in time; the message names those that have not."""
 
 
 class RuntimeUnavailableError(AiodataError):
     """Ray can not be reached or started; the message says how to."""
+
+
+class CoordinatorLostError(AiodataError):
+    """The coordinator of splits is gone; the message says how to go on."""
 
 
 class ClosedError(AiodataError, RuntimeError):

@@ -10,6 +10,9 @@ from aiodata.errors import OptionError
 
 RuntimeName = Literal["auto", "local", "ray"]
 
+# What becomes of a split whose consumer is lost.
+OnSplitLost = Literal["wait", "raise", "redistribute"]
+
 MIB = 1 << 20
 
 
@@ -66,9 +69,7 @@ class ExecutionOptions:
         true_or_false("metadata_prefetch", self.metadata_prefetch)
         true_or_false("preserve_order", self.preserve_order)
         true_or_false("measure_loop_lag", self.measure_loop_lag)
-        timeout: object = self.close_timeout_s
-        if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout > 0:
-            raise OptionError(f"close_timeout_s={timeout!r} must be above 0 seconds")
+        positive_seconds("close_timeout_s", self.close_timeout_s)
 
     def override(self, **changes: Any) -> ExecutionOptions:
         """Return a copy with `changes`; an unknown name is an `OptionError` that lists the known ones."""
@@ -77,6 +78,39 @@ class ExecutionOptions:
             if name not in known:
                 raise OptionError(f"unknown option {name!r}; the options are {', '.join(known)}")
         return replace(self, **changes)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SplitOptions:
+    """How the consumers of a dataset's splits wait for one another, and what happens if one of them is lost.
+
+    Attributes:
+        barrier_timeout_s: How long a split waits for the others at the beginning of an epoch before it raises
+            `BarrierTimeoutError`, in seconds; None: for as long as it takes.
+        barrier_warn_s: After how many seconds of waiting, and again after as many, a warning names the absent splits.
+        on_split_lost: What happens in an epoch when a consumer's process is gone without a word. `"wait"`: another
+            consumer may take the split over, and begins with what the lost one had not acknowledged. `"redistribute"`:
+            the other splits get that, and go on without it. `"raise"`: all get `SplitLostError`.
+
+    Raises:
+        OptionError: A value that can not work.
+
+    Example:
+        >>> SplitOptions(on_split_lost="raise").barrier_warn_s
+        30.0
+    """
+
+    barrier_timeout_s: float | None = None
+    barrier_warn_s: float = 30.0
+    on_split_lost: OnSplitLost = "wait"
+
+    def __post_init__(self) -> None:
+        """Validate every field."""
+        if self.barrier_timeout_s is not None:
+            positive_seconds("barrier_timeout_s", self.barrier_timeout_s)
+        positive_seconds("barrier_warn_s", self.barrier_warn_s)
+        if self.on_split_lost not in get_args(OnSplitLost):
+            raise OptionError(f"on_split_lost={self.on_split_lost!r} is unknown; use one of {get_args(OnSplitLost)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +130,12 @@ def true_or_false(name: str, value: object) -> None:
     """Raise `OptionError` unless `value` is True or False."""
     if not isinstance(value, bool):
         raise OptionError(f"{name}={value!r} must be True or False")
+
+
+def positive_seconds(name: str, value: object) -> None:
+    """Raise `OptionError` unless `value` is a number above 0."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+        raise OptionError(f"{name}={value!r} must be above 0 seconds")
 
 
 def at_least(name: str, value: object, minimum: int, *, optional: bool = False) -> None:

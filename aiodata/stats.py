@@ -90,6 +90,71 @@ class RunStats:
 
 
 @dataclass(frozen=True, slots=True)
+class SplitStats:
+    """What one split was given in an epoch.
+
+    Attributes:
+        split_index: The split.
+        rows: Rows that are its own: delivered to its consumers, or kept for the next one.
+        bundles: Bundles that were delivered.
+        bytes: Bytes of the rows that were delivered, as Arrow counts them.
+        acked_rows: Rows that its consumers have said they are done with; the end of a pass is not counted.
+        unacked_rows: Rows that its consumer has, and is not done with.
+        prefetched_bytes: Bytes of blocks that its consumer holds ahead, as it reported last.
+        wait_s: Seconds in which its consumers waited for bundles.
+    """
+
+    split_index: int
+    rows: int
+    bundles: int
+    bytes: int
+    acked_rows: int
+    unacked_rows: int
+    prefetched_bytes: int
+    wait_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class CoordinatorStats:
+    """What a coordinator of splits has done, in its latest epoch.
+
+    Attributes:
+        epoch: The epoch's number, from 0.
+        phase: `"gathering"`, `"running"` or `"ended"`.
+        absent: Splits that the next epoch waits for.
+        splits: One entry per split.
+        dropped_rows: Rows that nobody got, so that all got the same number; fewer than there are splits.
+        overhead_s: Seconds that the coordinator has spent on deciding who gets what, in all epochs.
+        run: What the run behind it has done.
+    """
+
+    epoch: int
+    phase: str
+    absent: tuple[int, ...]
+    splits: tuple[SplitStats, ...]
+    dropped_rows: int
+    overhead_s: float
+    run: RunStats
+
+    def __str__(self) -> str:
+        """Print as a table."""
+        rows = sum(split.rows for split in self.splits)
+        lines = [
+            f"epoch {self.epoch} {self.phase}: {rows:,} rows in {len(self.splits):,} splits"
+            + (f", {self.dropped_rows} dropped" if self.dropped_rows else ""),
+            f"  coordinator's own {self.overhead_s * 1e3:.1f} ms",
+            *([f"  {self.run.budget}"] if self.run.budget else []),
+            f"  {'split':>5} {'rows':>13} {'bundles':>8} {'MiB':>9} {'unacked':>9} {'ahead MiB':>9} {'waited s':>9}",
+        ]
+        lines += [
+            f"  {split.split_index:>5} {split.rows:>13,} {split.bundles:>8,} {split.bytes / 2**20:>9.1f} "
+            f"{split.unacked_rows:>9,} {split.prefetched_bytes / 2**20:>9.1f} {split.wait_s:>9.3f}"
+            for split in self.splits
+        ]
+        return "\n".join(lines + [f"  skipped: {error}" for error in self.run.errors])
+
+
+@dataclass(frozen=True, slots=True)
 class IterationStats:
     """Where the time of one pass went; the pass's time ends when the consumer stops.
 

@@ -148,8 +148,11 @@ class Consumer:
         if not self._loops or self._phase is Phase.CLOSED:
             self._close()
             return
+        loop = self._loops[0]
+        if not loop.is_running():
+            self._feed.leave()
         try:
-            self._loops[0].call_soon_threadsafe(self._end)
+            loop.call_soon_threadsafe(self._end)
         except RuntimeError:  # The loop is closed, and with it every task of the run.
             self._close()
 

@@ -217,6 +217,10 @@ class Cutter:
             return f"{len(names)} sources, from {names[0]} to {names[-1]}"
         return ", ".join(names)
 
+    def rows_supplied(self, rows: int) -> int:
+        """Return how many rows of the supply, from its first on, are all among the first `rows` that were cut."""
+        return rows if self._shuffle is None else self._shuffle.rows_before(rows)
+
     def close(self) -> None:
         """Let go of everything; `rows` stays."""
         self._is_closed = True

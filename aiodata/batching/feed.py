@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Protocol
 
@@ -9,13 +10,16 @@ import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.coordination import Coordinator
-from aiodata.execution.executor import StreamingExecutor
-from aiodata.options import ExecutionOptions
+from aiodata.coordination import DELIVERY_BYTES, MAX_BUNDLES, Coordinator, Lease
+from aiodata.execution.executor import StreamingExecutor, max_held_bytes
+from aiodata.options import ExecutionOptions, SplitOptions
 from aiodata.plan.nodes import Plan
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
 from aiodata.stats import RunStats
+
+# The part of what a consumer may hold that one delivery may have: one of so many.
+_HELD_PARTS = 8
 
 
 class BundleSource(Protocol):
@@ -37,12 +41,24 @@ class BundleSource(Protocol):
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         """Return a bundle's rows; cancelled, it can be asked again."""
 
+    def note_finished(self, num_rows: int) -> None:
+        """Note how many rows the user is done with.
+
+        It is called when that may have grown, at least whenever a block is released, and before each `next_bundle`.
+
+        Args:
+            num_rows: Rows, counted from the pass's beginning in the order in which the bundles were given.
+        """
+
 
 class Feed(Protocol):
     """One pass's supply of bundles."""
 
     def stats(self) -> RunStats:
         """Return what the run behind it has done so far."""
+
+    def leave(self) -> None:
+        """Say that the pass is over, where its event loop does not run any more and can not say so itself."""
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Open the supply, let it be consumed, and shut it down, whatever the reason for the end.
@@ -70,35 +86,56 @@ class LocalFeed:
         """Return what the run behind it has done so far."""
         return self._executor.stats() if self._executor else RunStats()
 
+    def leave(self) -> None:
+        """Do nothing: the run has stopped with its event loop."""
+
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Run one epoch as split 0, the only one; tell the coordinator at the end, whatever the reason."""
         async with choose_runtime(self._options)() as runtime:
             self._executor = executor = StreamingExecutor(self._plan, runtime, self._options)
-            coordinator = Coordinator(executor.run)
+            held_bytes = max_held_bytes(self._options, runtime)
+            coordinator = Coordinator(
+                executor.run,
+                options=SplitOptions(on_split_lost="raise"),
+                delivery_bytes=min(DELIVERY_BYTES, held_bytes // _HELD_PARTS),
+            )
             async with anyio.create_task_group() as group:
                 group.start_soon(coordinator.serve, 1)
-                epoch = await coordinator.start_epoch(0)
+                lease, _ = await coordinator.join(0)
+                await coordinator.start_epoch(lease)
+                epoch = _Epoch(coordinator, lease, runtime, held_bytes)
                 try:
-                    await consume(_Epoch(coordinator, epoch, runtime, executor.max_held_bytes))
+                    await consume(epoch)
                 finally:
-                    coordinator.notify_split_finished(epoch, 0)
+                    epoch.delivered.clear()
+                    coordinator.notify_split_finished(lease)
 
 
 class _Epoch:
     """Asks a coordinator in this process for bundles, in turn."""
 
-    def __init__(self, coordinator: Coordinator, epoch: int, runtime: Runtime, max_held_bytes: int) -> None:
+    def __init__(self, coordinator: Coordinator, lease: Lease, runtime: Runtime, max_held_bytes: int) -> None:
         self.max_held_bytes = max_held_bytes
         self._coordinator = coordinator
-        self._epoch = epoch
+        self._lease = lease
         self._runtime = runtime
         self._sequence = 0
+        self.delivered: deque[RefBundle] = deque()
 
     async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
-        delivery = await self._coordinator.next_bundles(self._epoch, 0, self._sequence, prefetched_bytes)
-        self._sequence += 1
-        return None if delivery.is_end else delivery.bundles[0]
+        if not self.delivered:
+            delivery = await self._coordinator.next_bundles(
+                self._lease, self._sequence, max_bundles=MAX_BUNDLES, prefetched_bytes=prefetched_bytes
+            )
+            self._sequence += 1
+            self.delivered.extend(delivery.bundles)
+            if delivery.is_end:
+                return None
+        return self.delivered.popleft()
 
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         block = await self._runtime.get(bundle.ref)
         return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
+
+    def note_finished(self, num_rows: int) -> None:
+        """Nobody needs to know: what this process has not finished when it dies, nobody goes on with."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, Protocol
@@ -10,6 +11,7 @@ import anyio
 
 from aiodata.batching.cutter import Cutter, Item, Signal
 from aiodata.batching.feed import BundleSource
+from aiodata.batching.finished import FinishedReport, FinishedRows
 from aiodata.batching.options import BatchOptions
 from aiodata.batching.stages import AheadStage, Caller, CollateStage, NextItem, Stage
 from aiodata.batching.window import FetchWindow
@@ -32,6 +34,10 @@ class Pipeline(Protocol):
         """Rows handed out."""
 
     @property
+    def finished_rows(self) -> int:
+        """Rows of the supply, from its first on, that were all in batches before the one in the user's hands."""
+
+    @property
     def window(self) -> FetchWindow | None:
         """What fetches the blocks, if something does."""
 
@@ -44,7 +50,10 @@ class Pipeline(Protocol):
         """What the user's function failed with, known before the run has ended."""
 
     async def run(self, bundles: BundleSource) -> None:
-        """Work until the end of the bundles, beside whoever calls `next`."""
+        """Work beside whoever calls `next`, until the last batch has been taken and another one was asked for.
+
+        A supply that goes on for as long as this is told of the last rows too.
+        """
 
     def take(self) -> Any:
         """Return the next batch if that takes no wait, else `PENDING`."""
@@ -81,8 +90,12 @@ class DirectPipeline:
         self._ahead = AheadStage(cut_in_thread, None, self._fail, max_ahead=max(1, options.prefetch_batches))
         self._is_ahead = False
         self._decided = anyio.Event()
+        self._is_used_up = anyio.Event()
         self._cutting_s = 0.0
         self._rows_ahead = 0
+        # Without a batch size, every batch is waited for, and `next` says that the one before is finished.
+        self._batch_rows = options.batch_size or sys.maxsize
+        self._finished = FinishedRows()
         self.failure: TaskError | None = None
         self.take: Callable[[], Any] = self._cutter.take
 
@@ -92,6 +105,15 @@ class DirectPipeline:
         return self._rows_ahead if self._is_ahead else self._cutter.rows
 
     @property
+    def finished_rows(self) -> int:
+        """Rows of the supply, from its first on, that were all in batches before the one in the user's hands."""
+        rows = self._finished.rows
+        if not self._is_ahead:
+            # A batch that takes no wait is not noted: that would cost each one time.
+            rows = max(rows, self._cutter.rows - self._batch_rows)
+        return self._cutter.rows_supplied(rows)
+
+    @property
     def is_complete(self) -> bool:
         """Whether every block has come, and been cut if that is done ahead."""
         return self.window.is_complete and (self._ahead.is_complete or not self._is_ahead)
@@ -99,17 +121,27 @@ class DirectPipeline:
     async def run(self, bundles: BundleSource) -> None:
         """Fetch blocks, until all are cut; cut them, if that is to be done ahead."""
         await self._cutter.prepare()
-        async with anyio.create_task_group() as group:
-            group.start_soon(self.window.run, bundles)
-            await self._decided.wait()
-            if self._is_ahead:
-                await self._ahead.run()
+        with self.window.report.to(bundles, lambda: self.finished_rows):
+            async with anyio.create_task_group() as group:
+                group.start_soon(self.window.run, bundles)
+                await self._decided.wait()
+                if self._is_ahead:
+                    await self._ahead.run()
+                    await self._is_used_up.wait()
 
     async def next(self) -> Any:
         """Return the next batch, or `END`; cancelled, it takes nothing."""
         if self._is_ahead:
+            self._finished.ask()
+        else:
+            self._finished.reach(self._cutter.rows)
+        self.window.report.tell()
+        if self._is_ahead:
             item = await self._ahead.next()
-            return item if isinstance(item, Signal) else self._hand_over(item)
+            if isinstance(item, Item):
+                return self._hand_over(item)
+            self._is_used_up.set()
+            return item
         self._cutting_s = -self._cutter.cutting_s
         batch = await self._cutter.next()
         self._cutting_s += self._cutter.cutting_s
@@ -122,6 +154,7 @@ class DirectPipeline:
         if self._is_ahead or self._decided.is_set() or self._cutting_s < _LONG_CUT_S:
             return
         self._rows_ahead = self._cutter.rows
+        self._finished.reach(self._cutter.rows)
         self._cutter.leave_direct()
         self.take = self._take_ahead
         self._is_ahead = True
@@ -136,6 +169,7 @@ class DirectPipeline:
         """Let go of everything."""
         self.failure = None
         self._decided.set()
+        self._is_used_up.set()
         self._ahead.close()
         self._cutter.close()
 
@@ -144,12 +178,14 @@ class DirectPipeline:
         return item if isinstance(item, Signal) else self._hand_over(item)
 
     def _hand_over(self, item: Item) -> Any:
+        self._finished.hand_over(item.start, item.stop)
         self._cutter.hand_over(item)
         self._rows_ahead += item.stop - item.start
         return item.value
 
     def _fail(self, error: TaskError) -> None:
         self.failure = error.with_traceback(None)
+        self._is_used_up.set()
         self._ahead.end()
 
 
@@ -169,9 +205,16 @@ class StagedPipeline:
         self._cutter = Cutter(options, self.window, epoch=epoch, grace_s=grace_s, is_direct=False)
         self._stages = self._make_stages(options, is_ordered=is_ordered, grace_s=grace_s)
         self._scope = anyio.CancelScope()
+        self._is_used_up = anyio.Event()
         self._last = self._stages[-1]
+        self._finished = FinishedRows()
         self.failure: TaskError | None = None
         self.rows = 0
+
+    @property
+    def finished_rows(self) -> int:
+        """Rows of the supply, from its first on, that were all in batches before the one in the user's hands."""
+        return self._cutter.rows_supplied(self._finished.rows)
 
     @property
     def is_complete(self) -> bool:
@@ -179,13 +222,14 @@ class StagedPipeline:
         return self.window.is_complete and all(stage.is_complete for stage in self._stages)
 
     async def run(self, bundles: BundleSource) -> None:
-        """Fetch, cut, collate and finalize until the end of the bundles."""
+        """Fetch, cut, collate and finalize, until the user has every batch and asks for another one."""
         await self._cutter.prepare()
-        with self._scope:
+        with self._scope, self.window.report.to(bundles, lambda: self.finished_rows):
             async with anyio.create_task_group() as group:
                 group.start_soon(self.window.run, bundles)
                 for stage in self._stages:
                     group.start_soon(stage.run)
+                await self._is_used_up.wait()
 
     def take(self) -> Any:
         """Return the next batch if it is ready, else `PENDING`."""
@@ -194,8 +238,13 @@ class StagedPipeline:
 
     async def next(self) -> Any:
         """Return the next batch, or `END`; cancelled, it takes nothing."""
+        self._finished.ask()
+        self.window.report.tell()
         item = await self._last.next()
-        return item if isinstance(item, Signal) else self._hand_over(item)
+        if isinstance(item, Item):
+            return self._hand_over(item)
+        self._is_used_up.set()
+        return item
 
     def note_hold(self) -> None:
         """Go on as before: all is done ahead already."""
@@ -209,6 +258,7 @@ class StagedPipeline:
     def close(self) -> None:
         """Let go of everything."""
         self.failure = None
+        self._is_used_up.set()
         for stage in self._stages:
             stage.close()
         self._cutter.close()
@@ -232,6 +282,7 @@ class StagedPipeline:
         self._last.end()
 
     def _hand_over(self, item: Item) -> Any:
+        self._finished.hand_over(item.start, item.stop)
         self._cutter.hand_over(item)
         self.rows += item.stop - item.start
         return item.value
@@ -247,29 +298,38 @@ class BundlePipeline:
         """Prepare."""
         self._send, self._receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
         self._arrived = Wakeup()
+        self._report = FinishedReport()
+        self._is_used_up = anyio.Event()
         self.rows = 0
+        self.finished_rows = 0
         self.is_complete = False
 
     async def run(self, bundles: BundleSource) -> None:
-        """Hand on bundles until their end."""
-        with cleared_frames():
+        """Hand on bundles, until the user has all and asks for another one."""
+        with cleared_frames(), self._report.to(bundles, lambda: self.finished_rows):
             await self._run(bundles)
 
     async def _run(self, bundles: BundleSource) -> None:
+        self._report.tell()
         while (bundle := await bundles.next_bundle(0)) is not None:
             await self._send.send(bundle)
             self._arrived.set()
             del bundle
+            self._report.tell()
         self.is_complete = True
         self.end()
+        await self._is_used_up.wait()
 
     def take(self) -> Any:
         """Return the next bundle if it is there, else `PENDING`."""
+        self.finished_rows = self.rows
         try:
             bundle = self._receive.receive_nowait()
         except anyio.WouldBlock:
             return Signal.PENDING
         except (anyio.EndOfStream, anyio.ClosedResourceError):
+            self._report.tell()
+            self._is_used_up.set()
             return Signal.END
         self.rows += bundle.num_rows
         return bundle
@@ -277,6 +337,7 @@ class BundlePipeline:
     async def next(self) -> Any:
         """Return the next bundle, or `END`; cancelled, it takes nothing."""
         while (bundle := self.take()) is Signal.PENDING:
+            self._report.tell()
             await self._arrived.wait()
         return bundle
 
@@ -290,6 +351,7 @@ class BundlePipeline:
 
     def close(self) -> None:
         """Let go of the bundles that wait."""
+        self._is_used_up.set()
         close_and_drop(self._receive)
         self.end()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -30,11 +31,15 @@ class Shuffled:
         fill: Which shuffle of the stream it was, from 0.
         drawn: The rows that leave the buffer, in random order.
         kept: The rows that stay.
+        kept_numbers: Which rows of the stream those are; they ascend.
+        oldest: Which row is the oldest that is not out yet, after so many batches of `drawn`, from none to all.
     """
 
     fill: int
     drawn: pa.Table
     kept: pa.Table
+    kept_numbers: _Indices
+    oldest: _Indices
 
 
 class ShuffleBuffer:
@@ -78,6 +83,10 @@ class ShuffleBuffer:
         self._full_rows = max(buffer_rows, batch_rows)
         self._fill = 0
         self._finished = False
+        self._kept_numbers: _Indices = np.empty(0, np.int64)
+        self._num_drawn = 0
+        # Of the last shuffles: how many rows had been drawn before, and `Shuffled.oldest`.
+        self._draws: deque[tuple[int, _Indices]] = deque()
 
     @property
     def rows_wanted(self) -> int:
@@ -132,7 +141,8 @@ class ShuffleBuffer:
         """
         if not self.is_due:
             raise RuntimeError(f"no shuffle is due; push {self.rows_wanted} more rows")
-        return partial(_shuffle, tuple(self._blocks), self._seed, self._fill, self._rows_to_draw())
+        shuffle = partial(_shuffle, tuple(self._blocks), self._seed, self._fill, self._rows_to_draw())
+        return partial(shuffle, self._batch_rows, self._kept_numbers, self._num_drawn)
 
     def accept(self, result: Shuffled) -> pa.Table:
         """Take the result of the job that was due, and return the rows that leave: whole batches.
@@ -148,7 +158,22 @@ class ShuffleBuffer:
         self._blocks = [result.kept] if self._rows else []
         self._full_rows = max(_FILL_FACTOR * self._buffer_rows, self._buffer_rows + self._batch_rows)
         self._fill += 1
+        self._draws.append((self._num_drawn, result.oldest))
+        self._num_drawn += result.drawn.num_rows
+        self._kept_numbers = result.kept_numbers
         return result.drawn
+
+    def rows_before(self, num_drawn: int) -> int:
+        """Return how many rows of the stream, from its first on, are all among the first `num_drawn` that left.
+
+        Only whole batches count, and `num_drawn` must not fall from call to call.
+        """
+        while len(self._draws) > 1 and self._draws[1][0] <= num_drawn:
+            self._draws.popleft()
+        if not self._draws:
+            return 0
+        start, oldest = self._draws[0]
+        return int(oldest[min((num_drawn - start) // self._batch_rows, len(oldest) - 1)])
 
     def _rows_to_draw(self) -> int:
         # A full buffer is treated alike before and after `finish`: whether the end is known by then is chance,
@@ -162,7 +187,15 @@ class ShuffleBuffer:
         return f"<ShuffleBuffer rows={self._rows}/{self._full_rows} shuffles={self._fill} finished={self._finished}>"
 
 
-def _shuffle(blocks: Sequence[pa.Table], seed: Sequence[int], fill: int, num_drawn: int) -> Shuffled:
+def _shuffle(
+    blocks: Sequence[pa.Table],
+    seed: Sequence[int],
+    fill: int,
+    num_drawn: int,
+    batch_rows: int,
+    old: _Indices,
+    drawn_before: int,
+) -> Shuffled:
     """Draw rows of the blocks at random; copy them, and apart from them the others."""
     # What was kept has plain types already; its new neighbours must have them before they can join it.
     groups = groupby(blocks, key=attrgetter("schema"))
@@ -180,7 +213,23 @@ def _shuffle(blocks: Sequence[pa.Table], seed: Sequence[int], fill: int, num_dra
         fill,
         pa.Table.from_arrays([column for column, _ in columns], schema=table.schema),
         pa.Table.from_arrays([column for _, column in columns], schema=table.schema),
+        _numbers(kept, old, drawn_before),
+        _numbers(_oldest(drawn, kept, batch_rows), old, drawn_before),
     )
+
+
+def _oldest(drawn: _Indices, kept: _Indices, batch_rows: int) -> _Indices:
+    """Return the position of the oldest row that is not out yet, after each batch, and before the first."""
+    first_kept = kept[0] if len(kept) else len(drawn)
+    oldest_of_batches = np.minimum.reduceat(drawn, np.arange(0, len(drawn), batch_rows))
+    return np.minimum.accumulate(np.append(oldest_of_batches, first_kept)[::-1])[::-1]
+
+
+def _numbers(positions: _Indices, old: _Indices, drawn_before: int) -> _Indices:
+    """Return the numbers in the stream of rows in the buffer; the `old` ones come first there. Positions ascend."""
+    new_from = np.searchsorted(positions, len(old))
+    # All rows before the new ones have been drawn, or are the old ones.
+    return np.concatenate([old[positions[:new_from]], positions[new_from:] + drawn_before])
 
 
 def _copy_rows(table: pa.Table, drawn: _Indices, kept: _Indices) -> tuple[pa.ChunkedArray, pa.ChunkedArray]:

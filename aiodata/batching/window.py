@@ -9,6 +9,7 @@ import anyio
 import pyarrow as pa
 
 from aiodata.batching.feed import BundleSource
+from aiodata.batching.finished import FinishedReport
 from aiodata.bundle import BlockRef, RefBundle
 from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
 
@@ -52,6 +53,9 @@ class FetchWindow:
         rows_ahead: Rows that are to be ahead of the consumer.
         min_blocks_ahead: Blocks that are to be ahead however many rows they have.
         max_bytes: Bytes that may be held beside the block in use; None: no limit.
+
+    Attributes:
+        report: Told to tell whenever a block is released, and before a bundle is asked for.
     """
 
     def __init__(self, rows_ahead: int, min_blocks_ahead: int, max_bytes: int | None) -> None:
@@ -65,6 +69,7 @@ class FetchWindow:
         self._rows_ahead = 0
         self._in_use: Held | None = None
         self._is_closed = False
+        self.report = FinishedReport()
         self.is_complete = False
         self.blocks_ahead = 0
         self.held_bytes = 0
@@ -99,6 +104,7 @@ class FetchWindow:
         if self._in_use is held:
             self._in_use = None
         self.add(-held.num_bytes)
+        self.report.tell()
 
     def add(self, num_bytes: int) -> None:
         """Count bytes that are held beside the blocks, or, below zero, count them no more."""
@@ -140,6 +146,7 @@ class FetchWindow:
             while True:
                 while not self._has_room():
                     await self._changed.wait()
+                self.report.tell()
                 if (bundle := await bundles.next_bundle(self.held_bytes)) is None:
                     break
                 while not self._fits(bundle.metadata.num_bytes):

@@ -7,10 +7,11 @@ from aiodata.concurrency.supervise import Supervisor
 from aiodata.concurrency.taskset import TaskSet
 from aiodata.concurrency.threads import call_in_thread
 from aiodata.concurrency.turn import Turn
-from aiodata.concurrency.wakeup import Wakeup
+from aiodata.concurrency.wakeup import News, Wakeup
 
 __all__ = [
     "LoopLagMonitor",
+    "News",
     "Supervisor",
     "TaskSet",
     "Turn",

@@ -1,4 +1,4 @@
-"""Wakeup: many reasons to look again, one waiter, one wake-up."""
+"""Wakeup: many reasons to look again, one waiter, one wake-up. News: the same for many waiters."""
 
 from __future__ import annotations
 
@@ -31,3 +31,31 @@ class Wakeup:
         """Wait until the flag is set, then clear it."""
         await self._event.wait()
         self._event = anyio.Event()
+
+
+class News:
+    """Wakes all who wait, at each change; whoever waits has looked before, in the same turn of the loop.
+
+    Example:
+        >>> async def main():
+        ...     news = News()
+        ...     async with anyio.create_task_group() as group:
+        ...         group.start_soon(news.wait)
+        ...         group.start_soon(news.wait)
+        ...         await anyio.wait_all_tasks_blocked()
+        ...         news.tell()
+        >>> anyio.run(main)
+    """
+
+    def __init__(self) -> None:
+        """Nothing has changed."""
+        self._event = anyio.Event()
+
+    def tell(self) -> None:
+        """Wake all who wait."""
+        event, self._event = self._event, anyio.Event()
+        event.set()
+
+    async def wait(self) -> None:
+        """Wait until the next `tell`."""
+        await self._event.wait()

@@ -1,24 +1,46 @@
 """Coordinator: hosts an execution and hands its bundles to the splits that ask.
 
-A plain async class: iteration in one process hosts it there. Nothing in its protocol needs shared memory.
+A plain async class. Iteration in one process hosts it there, with one split; `streaming_split` hosts it in an actor
+that consumers in other processes call. Nothing in its protocol needs shared memory.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Sequence
 from dataclasses import dataclass
+from time import perf_counter
 from typing import Any
 
 import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
-from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop, receive
-from aiodata.coordination.epoch import EpochPhase, EpochState
-from aiodata.errors import EpochError
+from aiodata.bundle import BlockRef, RefBundle
+from aiodata.concurrency import News, Wakeup, cleared_frames, close_and_drop, receive
+from aiodata.coordination.epoch import DELIVERY_BYTES, EpochPhase, EpochState
+from aiodata.coordination.lease import Lease, Ledger
+from aiodata.errors import BarrierTimeoutError, EpochError, SplitBusyError, SplitLostError
+from aiodata.options import SplitOptions
+from aiodata.stats import CoordinatorStats, RunStats, SplitStats
 
 # Runs one execution, sending its bundles.
 Execute = Callable[[MemoryObjectSendStream[RefBundle]], Coroutine[Any, Any, None]]
+
+# Returns what a consumer keeps for as long as it is there; the function is called when it is gone. See
+# `aiodata.runtime.hosting`.
+NewToken = Callable[[Callable[[], None]], Any]
+
+# Absent splits that a message names.
+_MAX_NAMES = 20
+
+# Bundles that are worth asking for at once; so many may wait between the execution and the splits.
+MAX_BUNDLES = 16
+
+# How long a consumer waits for the one before it to leave, in seconds: one that has died is noticed within that time.
+_BUSY_AFTER_S = 4.0
+
+# A consumer that leaves in good order says so, and lets go of its token; the two go different ways. So long is waited
+# for the word, in seconds.
+_GRACE_S = 0.2
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,8 +56,20 @@ class Delivery:
     is_end: bool = False
 
 
+_END = Delivery((), is_end=True)
+
+
+@dataclass(slots=True)
+class _Gathering:
+    """An epoch that is to come: its state, when each split arrived, and the word that it has begun, or never will."""
+
+    state: EpochState
+    arrived_at: dict[int, float]
+    opened: anyio.Event
+
+
 class Coordinator:
-    """Runs one execution per epoch and shares it among `num_splits` splits, by who asks first.
+    """Runs one execution per epoch and shares it among `num_splits` splits.
 
     `serve` has to run beside the calls. An epoch starts when every split has arrived, and its execution is shut down
     when every split has finished.
@@ -43,123 +77,386 @@ class Coordinator:
     Args:
         execute: Runs one execution; called once per epoch.
         num_splits: The number of splits.
+        options: What happens where splits are late or lost.
+        equal: Whether all splits get the same number of rows.
+        nodes: The node that each split's consumer is on, as far as known.
+        node_of: Returns the node that a block lies on.
+        max_calls: Deliveries that a consumer may ask for at once.
+        delivery_bytes: Bytes from which on a delivery gets no further bundle.
+        new_token: See `NewToken`; without it, consumers that are lost are not noticed.
     """
 
-    def __init__(self, execute: Execute, num_splits: int = 1) -> None:
+    def __init__(
+        self,
+        execute: Execute,
+        num_splits: int = 1,
+        *,
+        options: SplitOptions | None = None,
+        equal: bool = False,
+        nodes: Sequence[str | None] = (),
+        node_of: Callable[[BlockRef], str | None] = lambda _: None,
+        max_calls: int = 1,
+        delivery_bytes: int = DELIVERY_BYTES,
+        new_token: NewToken | None = None,
+    ) -> None:
         """Prepare epoch 0."""
         self._execute = execute
         self._num_splits = num_splits
-        self._state = EpochState(0, num_splits)
+        self._options = options or SplitOptions()
+        self._equal = equal
+        self._nodes = tuple(nodes)
+        self._node_of = node_of
+        self._max_calls = max_calls
+        self._delivery_bytes = delivery_bytes
+        self._new_token = new_token
+        self._running: EpochState | None = None
+        self._latest: EpochState | None = None
+        self._gathering = self._gather(0, set())
+        self._num_leases = 0
         self._changed = Wakeup()
-        self._answered = [Wakeup() for _ in range(num_splits)]
+        self._answered = [News() for _ in range(num_splits)]
+        self._left = News()
         self._scope = anyio.CancelScope()
+        self._watchers: anyio.abc.TaskGroup | None = None
+        self._overhead_s = 0.0
 
-    async def serve(self, num_epochs: int) -> None:
-        """Run so many epochs, one after the other.
+    @property
+    def is_running(self) -> bool:
+        """Whether an epoch is running."""
+        return self._running is not None and self._running.phase is EpochPhase.RUNNING
+
+    async def serve(self, num_epochs: int | None = None) -> None:
+        """Run so many epochs, one after the other; None: without an end.
 
         Raises:
             ExceptionGroup: The execution failed.
         """
-        for epoch in range(num_epochs):
-            while self._state.phase is EpochPhase.GATHERING:
-                await self._changed.wait()
-            if self._state.phase is EpochPhase.RUNNING:
-                with anyio.CancelScope() as self._scope, cleared_frames():
-                    await self._run_epoch()
-            while self._state.phase is not EpochPhase.ENDED:
-                await self._changed.wait()
-            self._state = EpochState(epoch + 1, self._num_splits)
-            for answered in self._answered:
-                answered.set()
+        async with anyio.create_task_group() as self._watchers:
+            while num_epochs is None or self._gathering.state.epoch < num_epochs:
+                while self._gathering.state.absent or not self._gathering.state.leases:
+                    await self._changed.wait()
+                await self._serve_epoch()
+            self._watchers.cancel_scope.cancel()
 
-    async def start_epoch(self, split_index: int) -> int:
-        """Arrive at an epoch that the split has not finished; return its number. It starts when all have arrived."""
-        while self._state.has_finished(split_index):
-            await self._answered[split_index].wait()
-        self._state.arrive(split_index)
-        self._changed.set()
-        return self._state.epoch
+    async def join(self, split_index: int) -> tuple[Lease, Any]:
+        """Take a split, for the next epoch or for the rest of one whose consumer was lost.
 
-    @property
-    def prefetched_bytes(self) -> int:
-        """Bytes that the splits of the running epoch hold ahead, as they reported them last."""
-        return self._state.prefetched_bytes
+        Where it has a consumer, that one is given some seconds to leave.
 
-    async def next_bundles(self, epoch: int, split_index: int, sequence: int, prefetched_bytes: int = 0) -> Delivery:
+        Returns:
+            The lease, and a token: the split counts as lost when nobody holds it any more.
+
+        Raises:
+            EpochError: There is no such split.
+            SplitBusyError: It has a live consumer.
+        """
+        with anyio.move_on_after(_BUSY_AFTER_S):
+            while (state := self._open_to(split_index)) is None:
+                await self._left.wait()
+            self._num_leases += 1
+            lease = Lease(state.epoch, split_index, self._num_leases)
+            state.arrive(lease)
+            if state is self._gathering.state:
+                self._gathering.arrived_at[split_index] = anyio.current_time()
+            self._changed.set()
+            self._settle(state)
+            return lease, self._new_token and self._new_token(lambda: self._on_released(lease))
+        raise SplitBusyError(
+            f"split {split_index} has a live consumer already; each split is for one consumer at a time: close the "
+            "other one's iterator, or use another split"
+        )
+
+    async def start_epoch(self, lease: Lease, within_s: float = float("inf")) -> tuple[int, ...]:
+        """Wait until the epoch of a lease begins; return the splits that are absent: none, unless time is up.
+
+        Args:
+            lease: What `join` returned.
+            within_s: How long to wait, in seconds.
+
+        Raises:
+            BarrierTimeoutError: Not all splits arrived in time; the lease has ended.
+            SplitLostError: A split was lost, and all are to be told; or this one was taken for lost.
+        """
+        gathering = self._gathering
+        if lease.epoch != gathering.state.epoch:
+            self._check_held(lease)
+            return ()
+        timeout_s = self._options.barrier_timeout_s
+        late_at = float("inf") if timeout_s is None else gathering.arrived_at[lease.split_index] + timeout_s
+        with anyio.move_on_at(min(anyio.current_time() + within_s, late_at)):
+            await gathering.opened.wait()
+        if gathering.state.failure is not None:
+            raise gathering.state.failure.with_traceback(None)
+        absent = tuple(gathering.state.absent)
+        if absent and anyio.current_time() >= late_at:
+            self.notify_split_finished(lease)
+            raise BarrierTimeoutError(
+                f"epoch {lease.epoch} did not begin within {timeout_s:g} s: {describe_splits(absent)} of "
+                f"{self._num_splits} did not arrive; see that every split has a consumer that iterates over it"
+            )
+        self._check_held(lease)
+        return absent
+
+    async def next_bundles(
+        self,
+        lease: Lease,
+        sequence: int,
+        *,
+        max_bundles: int = 1,
+        acked_rows: int = 0,
+        prefetched_bytes: int = 0,
+    ) -> Delivery:
         """Return a split's next bundles, waiting for them.
 
         Asking again with the same number gives the same answer, until the next one is asked for.
 
         Args:
-            epoch: The epoch, as `start_epoch` returned it.
-            split_index: The split.
+            lease: What `join` returned.
             sequence: How many deliveries it had before this one.
-            prefetched_bytes: Bytes of blocks that the split holds ahead.
+            max_bundles: How many bundles to return at most.
+            acked_rows: Rows that the consumer is done with.
+            prefetched_bytes: Bytes of blocks that it holds ahead.
 
         Raises:
-            EpochError: The epoch is in the future, or `sequence` is neither the next delivery nor the last.
+            EpochError: The epoch has not begun, or `sequence` is not among the next deliveries or the last.
+            SplitLostError: A split was lost, and all are to be told; or this one was taken for lost.
+            Exception: The execution has failed.
         """
-        if epoch > self._state.epoch:
-            raise EpochError(f"epoch {epoch} has not started; the current one is {self._state.epoch}")
-        state = self._state
-        if epoch < state.epoch:
-            return Delivery((), is_end=True)
-        state.ask(split_index, sequence, prefetched_bytes)
+        if not self._is_current(lease):
+            return _END
+        started = perf_counter()
+        state = self._running
+        assert state is not None
+        state.acknowledge(lease.split_index, acked_rows, prefetched_bytes)
+        state.ask(lease.split_index, sequence, max_bundles)
         self._changed.set()
-        while True:
-            if (bundle := state.delivery(split_index, sequence)) is not None:
-                return Delivery((bundle,))
-            if state.is_at_end(split_index):
-                return Delivery((), is_end=True)
-            await self._answered[split_index].wait()
+        self._settle(state)
+        self._overhead_s += perf_counter() - started
+        ledger = state.ledgers[lease.split_index]
+        while self._is_current(lease):
+            if (bundles := ledger.delivery(sequence)) is not None:
+                return Delivery(bundles)
+            if state.has_ended(lease.split_index):
+                break
+            started = anyio.current_time()
+            await self._answered[lease.split_index].wait()
+            ledger.wait_s += anyio.current_time() - started
+        return _END
 
-    def notify_split_finished(self, epoch: int, split_index: int) -> None:
-        """Say that a split wants no more of an epoch; stale epochs and repeats are harmless.
+    def acknowledge(self, lease: Lease, acked_rows: int, prefetched_bytes: int = 0) -> None:
+        """Note what a consumer is done with, in rows, and what it holds ahead, in bytes; late words are harmless."""
+        state = self._running
+        if state is not None and state.is_live(lease):
+            state.acknowledge(lease.split_index, acked_rows, prefetched_bytes)
+
+    def notify_split_finished(self, lease: Lease) -> None:
+        """Say that a split wants no more of an epoch; stale leases and repeats are harmless.
 
         What it held is dropped at once; when all splits have finished, the execution is shut down.
         """
-        if epoch != self._state.epoch:
-            return
-        self._state.finish(split_index)
-        self._answered[split_index].set()
-        self._changed.set()
-        if self._state.phase is EpochPhase.ENDED:
-            self._scope.cancel()
+        for state in (self._running, self._gathering.state):
+            if state is not None and state.leases.get(lease.split_index) == lease:
+                state.finish(lease.split_index)
+                self._note_left(state, lease.split_index)
 
-    async def _run_epoch(self) -> None:
-        send, receive = anyio.create_memory_object_stream[RefBundle](0)
+    def fail(self, error: Exception) -> None:
+        """Have the consumers of the running epoch raise an error."""
+        if self._running is not None:
+            self._running.failure = self._running.failure or error
+            self._scope.cancel()
+            self._tell_all()
+
+    def stats(self, run: RunStats) -> CoordinatorStats:
+        """Return a snapshot.
+
+        Args:
+            run: What the run behind it has done.
+        """
+        state = self._latest or self._gathering.state
+        return CoordinatorStats(
+            epoch=state.epoch,
+            phase=state.phase.name.lower(),
+            absent=tuple(self._gathering.state.absent),
+            splits=tuple(_split_stats(split, ledger) for split, ledger in enumerate(state.ledgers)),
+            dropped_rows=state.dropped_rows,
+            overhead_s=self._overhead_s,
+            run=run,
+        )
+
+    def _gather(self, epoch: int, missing: set[int]) -> _Gathering:
+        state = EpochState(
+            epoch,
+            self._num_splits,
+            equal=self._equal,
+            on_split_lost=self._options.on_split_lost,
+            nodes=self._nodes,
+            max_calls=self._max_calls,
+            delivery_bytes=self._delivery_bytes,
+            missing=missing,
+        )
+        return _Gathering(state, {}, anyio.Event())
+
+    async def _serve_epoch(self) -> None:
+        """Run the epoch that all have arrived at, up to its end."""
+        begun = self._gathering
+        self._running = self._latest = state = begun.state
+        state.start()
+        self._gathering = self._gather(state.epoch + 1, state.missing)
+        begun.opened.set()
+        try:
+            with anyio.CancelScope() as self._scope, cleared_frames():
+                await self._run_epoch(state)
+            while state.phase is not EpochPhase.ENDED:
+                await self._changed.wait()
+        finally:
+            state.drop()
+        self._running = None
+        self._tell_all()
+
+    async def _run_epoch(self, state: EpochState) -> None:
+        send, bundles = anyio.create_memory_object_stream[RefBundle](MAX_BUNDLES)
         with send:
             async with anyio.create_task_group() as group:
                 group.start_soon(self._execute, send)
                 try:
-                    await self._assign(receive)
+                    await self._distribute(state, bundles)
                 finally:
-                    close_and_drop(receive)
+                    close_and_drop(bundles)
                 group.cancel_scope.cancel()
 
-    async def _assign(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
-        """Give each bundle to the split that has waited longest; take none that nobody waits for."""
-        while await self._someone_wants():
+    async def _distribute(self, state: EpochState, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
+        """Give each bundle to a split that asks; take none that nobody asks for."""
+        while await self._someone_wants(state):
             try:
-                bundle = await receive(bundles)
+                self._offer(state, await receive(bundles))
             except anyio.EndOfStream:
-                self._exhaust()
+                state.exhaust()
+                self._settle(state)
                 return
-            # Meanwhile the split that asked may have finished.
-            if not await self._someone_wants():
-                return
-            self._answered[self._state.assign(bundle)].set()
-            del bundle  # While this waits for the next one, it must not keep its block alive.
+            started = perf_counter()
+            for _ in range(state.num_wanted):
+                try:
+                    self._offer(state, bundles.receive_nowait())
+                except (anyio.WouldBlock, anyio.EndOfStream):
+                    break
+            self._settle(state)
+            self._overhead_s += perf_counter() - started
 
-    async def _someone_wants(self) -> bool:
+    def _offer(self, state: EpochState, bundle: RefBundle) -> None:
+        state.offer(bundle, self._node_of(bundle.ref))
+
+    async def _someone_wants(self, state: EpochState) -> bool:
         """Wait until a split asks; return whether one does, as all may finish instead."""
-        while not self._state.wants_bundle:
-            if self._state.phase is EpochPhase.ENDED:
+        while not state.num_wanted:
+            if state.phase is EpochPhase.ENDED:
                 return False
             await self._changed.wait()
         return True
 
-    def _exhaust(self) -> None:
-        self._state.exhaust()
+    def _open_to(self, split_index: int) -> EpochState | None:
+        """Return the epoch that a new consumer of a split can join, if there is one."""
+        running, gathering = self._running, self._gathering.state
+        if running is not None:
+            if running.can_arrive(split_index):
+                return running
+            lease = running.leases.get(split_index)
+            if lease is not None and running.is_live(lease):
+                return None
+        return gathering if gathering.can_arrive(split_index) else None
+
+    def _is_current(self, lease: Lease) -> bool:
+        """Whether a lease is of the running epoch, and goes on.
+
+        Raises:
+            EpochError: Its epoch has not begun.
+            SplitLostError: Its consumer was taken for lost.
+            Exception: The epoch has failed.
+        """
+        state = self._running
+        if lease.epoch > (state.epoch if state is not None else self._gathering.state.epoch - 1):
+            raise EpochError(f"epoch {lease.epoch} has not started; wait for it with start_epoch")
+        if state is None or lease.epoch < state.epoch:
+            return False
+        if state.failure is not None:
+            raise state.failure.with_traceback(None)
+        self._check_held(lease)
+        return state.is_live(lease)
+
+    def _check_held(self, lease: Lease) -> None:
+        """Raise `SplitLostError` if somebody was taken for lost who asks all the same."""
+        for state in (self._running, self._gathering.state):
+            if state is None or state.epoch != lease.epoch or state.is_live(lease):
+                continue
+            if state.leases.get(lease.split_index) != lease or not state.has_ended(lease.split_index):
+                raise SplitLostError(
+                    f"this consumer of split {lease.split_index} was taken for lost in epoch {lease.epoch}; iterate "
+                    "again to join the next one"
+                )
+
+    def _on_released(self, lease: Lease) -> None:
+        if self._watchers is not None and any(
+            state is not None and state.is_live(lease) for state in (self._running, self._gathering.state)
+        ):
+            self._watchers.start_soon(self._lose_soon, lease)
+
+    async def _lose_soon(self, lease: Lease) -> None:
+        """Note that a consumer is gone, unless it says that it leaves in good order."""
+        await anyio.sleep(_GRACE_S)
+        split = lease.split_index
+        failure = SplitLostError(
+            f"the consumer of split {split} is gone without a word in epoch {lease.epoch}; see its process's logs, or "
+            "use SplitOptions(on_split_lost='wait' or 'redistribute') to go on without it"
+        )
+        gathering = self._gathering
+        if self._running is not None and self._running.is_live(lease):
+            self._running.lose(split, failure)
+            if self._running.failure is not None:
+                self._scope.cancel()
+            if split in self._running.missing and gathering.state.can_arrive(split):
+                gathering.state.missing.add(split)
+            self._note_left(self._running, split)
+            self._tell_all()
+        elif gathering.state.is_live(lease):
+            gathering.state.lose(split, failure)
+            if gathering.state.failure is not None:
+                self._gathering = self._gather(gathering.state.epoch, set())
+                gathering.opened.set()
+            self._note_left(gathering.state, split)
+
+    def _note_left(self, state: EpochState, split_index: int) -> None:
+        self._answered[split_index].tell()
+        self._left.tell()
+        self._settle(state)
+        self._changed.set()
+        if state.phase is EpochPhase.ENDED:
+            self._scope.cancel()
+
+    def _settle(self, state: EpochState) -> None:
+        """Assign what there is, and answer those who got something."""
+        for split in state.assign():
+            self._answered[split].tell()
+
+    def _tell_all(self) -> None:
         for answered in self._answered:
-            answered.set()
+            answered.tell()
+        self._left.tell()
+        self._changed.set()
+
+
+def describe_splits(splits: Sequence[int]) -> str:
+    """Name splits, not too many of them."""
+    names = ", ".join(map(str, splits[:_MAX_NAMES])) + (", ..." if len(splits) > _MAX_NAMES else "")
+    return f"split {names}" if len(splits) == 1 else f"{len(splits)} splits ({names})"
+
+
+def _split_stats(split_index: int, ledger: Ledger) -> SplitStats:
+    return SplitStats(
+        split_index=split_index,
+        rows=ledger.rows,
+        bundles=ledger.bundles,
+        bytes=ledger.bytes,
+        acked_rows=ledger.acked_rows,
+        unacked_rows=ledger.unacked_rows,
+        prefetched_bytes=ledger.prefetched_bytes,
+        wait_s=ledger.wait_s,
+    )

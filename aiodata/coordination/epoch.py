@@ -1,12 +1,19 @@
-"""EpochState: who has arrived, who gets what, who has finished; events in, answers out, no I/O."""
+"""EpochState: who has arrived, who gets what, who has finished or is lost; events in, answers out, no I/O."""
 
 from __future__ import annotations
 
 import enum
 from collections import deque
+from collections.abc import Iterable, Sequence
 
 from aiodata.bundle import RefBundle
+from aiodata.coordination.lease import Lease, Ledger
 from aiodata.errors import EpochError
+from aiodata.options import MIB, OnSplitLost
+
+# Bundles go together to a split until they have so many bytes: small ones cost less together, and large ones that
+# wait with one consumer could be used by another.
+DELIVERY_BYTES = 8 * MIB
 
 
 class EpochPhase(enum.Enum):
@@ -20,104 +27,303 @@ class EpochPhase(enum.Enum):
 class EpochState:
     """One epoch over `num_splits` splits.
 
-    A split asks with a sequence number that counts its deliveries, and gets the same answer each time it repeats one,
-    until it asks for the next; so a call that was cancelled or retried loses and doubles nothing.
+    Without `equal`, whoever asks first gets the next bundle. With it, a split gets whole bundles as long as it stays
+    within its part of the rows that were seen, and narrowed ones where that is the only way.
 
     Args:
         epoch: The epoch's number, from 0.
         num_splits: The number of splits that share it.
+        equal: Whether all splits get the same number of rows.
+        on_split_lost: What becomes of a split whose consumer is lost.
+        nodes: The node that each split's consumer is on, as far as known; a split gets bundles on its node first.
+        max_calls: Deliveries that a consumer may ask for at once.
+        delivery_bytes: Bytes from which on a delivery gets no further bundle.
+        missing: Splits that the epoch does not wait for, since their consumers were lost before.
+
+    Attributes:
+        ledgers: What each split was given.
+        leases: Who has each split, or had it last.
+        failure: Why the epoch has failed, if it has.
+        dropped_rows: Rows that nobody gets, so that all get the same number.
+        missing: Splits that the epoch goes on without.
     """
 
-    def __init__(self, epoch: int, num_splits: int) -> None:
+    def __init__(
+        self,
+        epoch: int,
+        num_splits: int,
+        *,
+        equal: bool = False,
+        on_split_lost: OnSplitLost = "wait",
+        nodes: Sequence[str | None] = (),
+        max_calls: int = 1,
+        delivery_bytes: int = DELIVERY_BYTES,
+        missing: Iterable[int] = (),
+    ) -> None:
         """Nobody has arrived."""
         self.epoch = epoch
         self.num_splits = num_splits
-        self._arrived: set[int] = set()
+        self.on_split_lost = on_split_lost
+        keeps = on_split_lost != "raise"
+        self.ledgers = [Ledger(split, keeps=keeps, max_calls=max_calls) for split in range(num_splits)]
+        self.leases: dict[int, Lease] = {}
+        self.failure: Exception | None = None
+        self.dropped_rows = 0
+        self._equal = equal
+        self._nodes = [*nodes, *[None] * (num_splits - len(nodes))]
+        self._delivery_bytes = delivery_bytes
+        self._is_started = False
         self._finished: set[int] = set()
-        self._asking: deque[int] = deque()
-        self._sequences = [0] * num_splits
-        self._delivered: dict[int, tuple[int, RefBundle]] = {}
-        self._prefetched_bytes = [0] * num_splits
+        # Splits that wait for another consumer.
+        self._lost: set[int] = set()
+        self.missing = set(missing)
+        self._await_all_if_none()
+        # Splits that were told that they get nothing more.
+        self._told: set[int] = set()
+        self._line: deque[int] = deque()
+        # What nobody has yet: bundles, and the node that each is on.
+        self._pool: deque[tuple[RefBundle, str | None]] = deque()
+        self._seen_rows = 0
         self._exhausted = False
 
     @property
     def phase(self) -> EpochPhase:
         """Where the epoch is in its life."""
-        if len(self._finished) == self.num_splits:
-            return EpochPhase.ENDED
-        return EpochPhase.RUNNING if len(self._arrived) == self.num_splits else EpochPhase.GATHERING
+        if not self._is_started:
+            return EpochPhase.GATHERING
+        is_over = len(self._finished | self.missing) == self.num_splits
+        return EpochPhase.ENDED if is_over else EpochPhase.RUNNING
 
     @property
     def absent(self) -> list[int]:
-        """Splits that have not arrived."""
-        return [split for split in range(self.num_splits) if split not in self._arrived]
+        """Splits that the epoch waits for."""
+        return [split for split in range(self.num_splits) if split not in self.leases and split not in self.missing]
 
     @property
-    def wants_bundle(self) -> bool:
-        """Whether some split is waiting for a bundle."""
-        return bool(self._asking)
+    def live(self) -> list[int]:
+        """Splits that have a consumer, or wait for one."""
+        return [split for split in range(self.num_splits) if split not in self._finished | self.missing]
 
-    @property
-    def prefetched_bytes(self) -> int:
-        """Bytes that the splits hold ahead, as they reported them last."""
-        return sum(self._prefetched_bytes)
+    def is_live(self, lease: Lease) -> bool:
+        """Whether a consumer has its split."""
+        split = lease.split_index
+        gone = self._finished | self._lost | self.missing
+        return self.leases.get(split) == lease and split not in gone
 
-    def arrive(self, split_index: int) -> None:
-        """Note that a split is there; repeats are harmless."""
-        self._check(split_index)
-        self._arrived.add(split_index)
+    def has_ended(self, split_index: int) -> bool:
+        """Whether a split has had everything, and can be told so, or has said that it wants no more."""
+        return split_index in self._finished or split_index in self._told
 
-    def ask(self, split_index: int, sequence: int, prefetched_bytes: int = 0) -> None:
-        """Note that a split waits for delivery number `sequence`, and what it holds ahead, in bytes.
+    def can_arrive(self, split_index: int) -> bool:
+        """Whether a split has no consumer, and one can still join the epoch.
 
         Raises:
-            EpochError: It is neither the next delivery nor the last one.
+            EpochError: There is no such split.
         """
-        self._check(split_index)
-        expected = self._sequences[split_index]
-        if sequence not in {expected, expected - 1} or sequence < 0:
-            raise EpochError(f"split {split_index} asked for delivery {sequence}; the next one is {expected}")
-        self._prefetched_bytes[split_index] = prefetched_bytes
-        if sequence == expected:  # It has what it was given before.
-            self._delivered.pop(split_index, None)
-        if sequence == expected and not self.is_at_end(split_index) and split_index not in self._asking:
-            self._asking.append(split_index)
+        if not 0 <= split_index < self.num_splits:
+            raise EpochError(f"there is no split {split_index}; there are {self.num_splits}")
+        return split_index in self._lost if self._is_started else split_index not in self.leases
 
-    def assign(self, bundle: RefBundle) -> int:
-        """Give a bundle to the split that has waited longest; return its index."""
-        split_index = self._asking.popleft()
-        self._delivered[split_index] = (self._sequences[split_index], bundle)
-        self._sequences[split_index] += 1
-        return split_index
+    def arrive(self, lease: Lease) -> None:
+        """Note that a split has a consumer; in a running epoch it goes on with what another has not acknowledged."""
+        self.leases[lease.split_index] = lease
+        for splits in (self._lost, self.missing, self._told):
+            splits.discard(lease.split_index)
 
-    def delivery(self, split_index: int, sequence: int) -> RefBundle | None:
-        """Return delivery number `sequence` of a split, if it has been assigned and is the last one."""
-        number, bundle = self._delivered.get(split_index, (-1, None))
-        return bundle if number == sequence else None
+    def start(self) -> None:
+        """Note that the epoch has begun."""
+        self._is_started = True
+
+    def ask(self, split_index: int, sequence: int, max_bundles: int = 1) -> None:
+        """Note that a split waits for delivery number `sequence`, of so many bundles at most.
+
+        Raises:
+            EpochError: It is neither one of the next deliveries nor one of the last.
+        """
+        self.ledgers[split_index].ask(sequence, max_bundles)
+        self._line_up(split_index)
+
+    def offer(self, bundle: RefBundle, node: str | None = None) -> None:
+        """Take a bundle, which lies on that node, to be assigned."""
+        self._seen_rows += bundle.num_rows
+        self._pool.append((bundle, node))
 
     def exhaust(self) -> None:
         """Note that there are no more bundles."""
         self._exhausted = True
-        self._asking.clear()
+
+    def assign(self) -> list[int]:
+        """Give splits that wait what there is, the longest waiting first; return those that need wait no more."""
+        self._pass_over()
+        served: list[int] = []
+        for split in list(self._line):
+            if bundles := self._pick(split):
+                self.ledgers[split].deliver(bundles)
+            elif self._is_at_end(split):
+                self._told.add(split)
+            else:
+                continue
+            served.append(split)
+            self._line.remove(split)
+            if bundles:
+                self._line_up(split)
+        return served
+
+    @property
+    def num_wanted(self) -> int:
+        """Bundles that could be assigned at once if they were offered, more or less; 0: none."""
+        if self._exhausted or not self._line:
+            return 0
+        if self._equal:
+            return max(0, len(self.live) - len(self._pool))
+        return max(1, sum(self.ledgers[split].wanted for split in self._line) - len(self._pool))
+
+    def acknowledge(self, split_index: int, acked_rows: int, prefetched_bytes: int) -> None:
+        """Note what a split is done with, in rows, and what it holds ahead, in bytes.
+
+        Raises:
+            EpochError: It was given fewer rows.
+        """
+        self.ledgers[split_index].acknowledge(acked_rows)
+        self.ledgers[split_index].prefetched_bytes = prefetched_bytes
 
     def finish(self, split_index: int) -> None:
-        """Note that a split wants no more; what it held is dropped. Repeats are harmless."""
-        self._check(split_index)
-        self._arrived.add(split_index)
+        """Note that a split wants no more; what it held is dropped. Repeats are harmless.
+
+        Before the start, the split only goes: the epoch waits for it to come again.
+        """
+        if not self._is_started:
+            self.leases.pop(split_index, None)
+            return
         self._finished.add(split_index)
-        self._delivered.pop(split_index, None)
-        self._prefetched_bytes[split_index] = 0
-        if split_index in self._asking:
-            self._asking.remove(split_index)
+        self._lost.discard(split_index)
+        self.ledgers[split_index].drop()
+        self._leave_line(split_index)
 
-    def has_finished(self, split_index: int) -> bool:
-        """Whether a split has said that it wants no more."""
-        return split_index in self._finished
+    def lose(self, split_index: int, failure: Exception) -> None:
+        """Note that a split's consumer is gone without a word.
 
-    def is_at_end(self, split_index: int) -> bool:
-        """Whether a split gets nothing more."""
-        return self._exhausted or split_index in self._finished
+        Args:
+            split_index: The split.
+            failure: What everybody is told, if everybody is.
+        """
+        self._leave_line(split_index)
+        match self.on_split_lost:
+            case "raise":
+                self.failure = self.failure or failure
+                self.finish(split_index)
+            case "wait" if self._is_started:
+                self._lost.add(split_index)
+                self.ledgers[split_index].reserve()
+            case "wait":
+                self.leases.pop(split_index, None)
+            case "redistribute":
+                self.missing.add(split_index)
+                if not self._is_started:
+                    self.leases.pop(split_index, None)
+                    self._await_all_if_none()
+                returned = self.ledgers[split_index].give_back()
+                self._pool.extendleft((bundle, None) for bundle in reversed(returned))
 
-    def _check(self, split_index: int) -> None:
-        if not 0 <= split_index < self.num_splits:
-            raise EpochError(f"there is no split {split_index}; there are {self.num_splits}")
+    def drop(self) -> None:
+        """Let go of all bundles."""
+        self._pool.clear()
+        for ledger in self.ledgers:
+            ledger.drop()
+
+    def _await_all_if_none(self) -> None:
+        """Where the consumers of all splits were lost, the epoch waits for new ones."""
+        if len(self.missing) == self.num_splits:
+            self.missing.clear()
+
+    def _line_up(self, split_index: int) -> None:
+        if self.ledgers[split_index].wanted and split_index not in self._line:
+            self._line.append(split_index)
+
+    def _leave_line(self, split_index: int) -> None:
+        if split_index in self._line:
+            self._line.remove(split_index)
+
+    def _is_at_end(self, split_index: int) -> bool:
+        if not self._exhausted or self.ledgers[split_index].reserved or (self._pool and self._allowed(split_index)):
+            return False
+        return self._equal or self.on_split_lost != "redistribute" or self._may_leave(split_index)
+
+    def _may_leave(self, split_index: int) -> bool:
+        """Whether a split that has had everything may go, though what others leave may become its own.
+
+        Nobody goes before all have had everything, and the last one stays until the others have gone.
+        """
+        others = [split for split in self.live if split != split_index]
+        have_had_all = all(split in self._line or split in self._told for split in others)
+        return not others or (have_had_all and split_index != max(self.live))
+
+    def _pick(self, split_index: int) -> list[RefBundle]:
+        """Take a split's next bundles out of what there is, as far as they are its part."""
+        ledger = self.ledgers[split_index]
+        max_bundles = ledger.wanted
+        if not ledger.reserved:
+            # With several in line, each gets its part.
+            max_bundles = min(max_bundles, -(-len(self._pool) // len(self._line)))
+        picked: list[RefBundle] = []
+        num_bytes = 0
+        while len(picked) < max_bundles and (not picked or num_bytes < self._delivery_bytes):
+            if ledger.reserved:
+                bundle = ledger.reserved.popleft()
+            elif self._pool and (drawn := self._draw(split_index)) is not None:
+                bundle = drawn
+                ledger.rows += bundle.num_rows
+            else:
+                break
+            picked.append(bundle)
+            num_bytes += bundle.metadata.num_bytes
+        return picked
+
+    def _draw(self, split_index: int) -> RefBundle | None:
+        if self._equal:
+            return self._draw_part(split_index)
+        nearest = self._nodes[split_index]
+        index = next((at for at, (_, node) in enumerate(self._pool) if nearest is not None and node == nearest), 0)
+        bundle, _ = self._pool[index]
+        del self._pool[index]
+        return bundle
+
+    def _draw_part(self, split_index: int) -> RefBundle | None:
+        """Take the first bundle if it is within a split's part; narrow it if waiting would not help."""
+        allowed = self._allowed(split_index)
+        bundle, node = self._pool[0]
+        if bundle.num_rows <= allowed:
+            self._pool.popleft()
+            return bundle
+        if not allowed or (not self._exhausted and len(self._pool) < len(self.live)):
+            return None
+        self._pool[0] = bundle.skip(allowed), node
+        return bundle.head(allowed)
+
+    def _allowed(self, split_index: int) -> int:
+        """Return how many rows of the pool a split may have."""
+        if not self._equal:
+            return self._seen_rows
+        gone_rows = sum(self.ledgers[split].rows for split in self.missing)
+        part = (self._seen_rows - gone_rows) // max(1, self.num_splits - len(self.missing))
+        return max(0, part - self.ledgers[split_index].rows)
+
+    def _pass_over(self) -> None:
+        """Let go of what nobody gets: the parts of splits that have finished, and rows that can not be divided."""
+        if not self._equal:
+            return
+        for split in self._finished:
+            rows = self._discard(self._allowed(split))
+            self.ledgers[split].rows += rows
+        if self._exhausted and not any(self._allowed(split) for split in self.live):
+            self.dropped_rows += self._discard(self._seen_rows)
+
+    def _discard(self, num_rows: int) -> int:
+        """Drop rows of the pool, so many at most; return how many."""
+        left = num_rows
+        while left and self._pool:
+            bundle, node = self._pool.popleft()
+            if bundle.num_rows > left:
+                self._pool.appendleft((bundle.skip(left), node))
+            left -= min(left, bundle.num_rows)
+        return num_rows - left

@@ -74,11 +74,10 @@ class StreamingExecutor:
 
     def __init__(self, plan: Plan, runtime: Runtime, options: ExecutionOptions) -> None:
         """Make the operators; nothing runs yet."""
-        limit_bytes = options.max_object_store_bytes or runtime.store_bytes // _STORE_PARTS
         self.context = RunContext(
             runtime,
             options,
-            ByteBudget(limit_bytes),
+            ByteBudget(_budget_bytes(options, runtime)),
             MetadataPrefetcher(runtime.fetch_ready, runtime.fetch, is_inline=not options.metadata_prefetch),
             SkippedErrors(options.max_errored_blocks),
         )
@@ -97,11 +96,6 @@ class StreamingExecutor:
         while isinstance(node.operator, LimitOperator):
             [node] = node.before
         return node.operator.counters.schema
-
-    @property
-    def max_held_bytes(self) -> int:
-        """Bytes of blocks that consumers may hold ahead: half of the budget, so that tasks have the other half."""
-        return self.context.budget.limit_bytes // 2
 
     def stats(self) -> RunStats:
         """Return a snapshot."""
@@ -214,6 +208,15 @@ async def _run_operator(node: _Node, output: Output) -> None:
         # Not where it failed: whoever takes the outputs must not take that for the end of the data.
         output.close()
     node.cancel_before()
+
+
+def max_held_bytes(options: ExecutionOptions, runtime: Runtime) -> int:
+    """Return how many bytes of blocks consumers may hold ahead: half of the budget, so that tasks have the rest."""
+    return _budget_bytes(options, runtime) // 2
+
+
+def _budget_bytes(options: ExecutionOptions, runtime: Runtime) -> int:
+    return options.max_object_store_bytes or runtime.store_bytes // _STORE_PARTS
 
 
 def check_cpus(stages: Sequence[Stage], num_cpus: int) -> float:

@@ -127,6 +127,9 @@ class Runtime(Protocol):
     def size_of(self, ref: BlockRef) -> int | None:
         """Return a block's bytes, if that is known here without asking anybody."""
 
+    def node_of(self, ref: BlockRef) -> str | None:
+        """Return the node that a block lies on, if that is known here without asking anybody."""
+
     def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
         """Call `callback` once, in the event loop, when the last reference to a block is gone everywhere."""
 

@@ -99,6 +99,10 @@ class LocalRuntime:
         """Return a block's bytes."""
         return int(_table_of(ref).nbytes)
 
+    def node_of(self, ref: BlockRef) -> str | None:
+        """Return nothing: there is one node."""
+        return None
+
     def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
         """Have the table tell when it is gone; slices that outlive it hold its buffers, and are not seen."""
         loop = asyncio.get_running_loop()

@@ -173,6 +173,10 @@ class SimulatedRuntime:
         """Return a block's bytes."""
         return ref.num_bytes if isinstance(ref, SimulatedBlock) else None
 
+    def node_of(self, ref: BlockRef) -> str | None:
+        """Return nothing: there is one node."""
+        return None
+
     def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
         """Call `callback` once, in the event loop, when nothing refers to a block any more."""
         block = _block(ref)

@@ -78,6 +78,8 @@ class FakeFeed:
         self.memory = Watch()
         # What `next_bundle` was told, one number per call.
         self.told: list[int] = []
+        # What `note_finished` was told.
+        self.noted: list[int] = []
         self.begun: list[int] = []
         self.fetched: list[int] = []
         self.gates: dict[int, anyio.Event] = {}
@@ -98,6 +100,9 @@ class FakeFeed:
 
     def stats(self) -> RunStats:
         return RunStats("fake")
+
+    def leave(self) -> None:
+        pass
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         await consume(self)
@@ -125,6 +130,9 @@ class FakeFeed:
         self.fetched.append(index)
         self.on_block()
         return block if bundle.num_rows == self.sizes[index] else block.slice(bundle.start, bundle.num_rows)
+
+    def note_finished(self, num_rows: int) -> None:
+        self.noted.append(num_rows)
 
     def release_all(self) -> None:
         self._held = False

@@ -276,6 +276,9 @@ class FakeRuntime:
     def size_of(self, ref: BlockRef) -> int | None:
         return ref.num_bytes if ref.is_size_known else None
 
+    def node_of(self, ref: BlockRef) -> str | None:
+        return None
+
     def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
         weakref.finalize(ref, _call_in_loop, asyncio.get_running_loop(), callback)
 

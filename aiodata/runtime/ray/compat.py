@@ -10,7 +10,7 @@ What is private here, and what the public fallback costs:
 - `ObjectRef._on_ready`: a callback when a reference is settled, without fetching it. Fallback: a timer that looks
   every few milliseconds.
 - `CoreWorker.add_object_out_of_scope_callback`: a callback when the last reference to an object is gone everywhere.
-  Fallback: the object counts as gone at once, since its Python reference takes no weak references.
+  Fallback: a block counts as gone at once, since its Python reference takes no weak references; a token never does.
 - `global_worker.function_actor_manager`: an object that `ray.shutdown` drops, so that a finalizer tells of it.
   Fallback: a timer that looks every second.
 """
@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import weakref
 from collections.abc import Callable, Iterator
 from typing import Any, Protocol
@@ -131,10 +132,21 @@ def read_now(ref: Any) -> tuple[Any, RayError | None]:
         return None, error
 
 
+def quiet_reads() -> None:
+    """Have Ray not warn of `read_now` in an async actor, which never blocks; of this process only."""
+    os.environ.setdefault("RAY_WARN_BLOCKING_GET_INSIDE_ASYNC", "0")
+
+
 def size_of(ref: ray.ObjectRef) -> int | None:
     """Return an object's bytes if this process knows them; asks nobody (2 µs)."""
     size: int | None = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("object_size")
     return size
+
+
+def node_of(ref: ray.ObjectRef) -> str | None:
+    """Return the id of a node that holds an object, if this process knows one; asks nobody."""
+    nodes: list[str] = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("node_ids") or []
+    return nodes[0] if nodes else None
 
 
 def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:
@@ -142,12 +154,16 @@ def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:
 
     Where this Ray can not tell, or another process owns the object, it is called at once.
     """
-    try:
-        is_told = global_worker.core_worker.add_object_out_of_scope_callback(ref, lambda _: on_released())
-    except (AttributeError, ValueError):
-        is_told = False
-    if not is_told:
+    if not tell_of_release(ref, on_released):
         on_released()
+
+
+def tell_of_release(ref: ray.ObjectRef, on_released: Callback) -> bool:
+    """Do the same, but call nothing where Ray can not tell; return whether it can."""
+    try:
+        return bool(global_worker.core_worker.add_object_out_of_scope_callback(ref, lambda _: on_released()))
+    except (AttributeError, ValueError):
+        return False
 
 
 def when_shut_down(on_shutdown: Callback) -> Callback:

@@ -107,6 +107,10 @@ class RayRuntime:
             return int(ref.table.nbytes)
         return None if self._session.is_down else compat.size_of(ref)
 
+    def node_of(self, ref: BlockRef) -> str | None:
+        """Return the id of the node that holds a block."""
+        return None if isinstance(ref, InlineBlock) or self._session.is_down else compat.node_of(ref)
+
     def on_release(self, ref: BlockRef, callback: Callable[[], None]) -> None:
         """Have Ray tell when nobody, on any node, refers to the block any more."""
         session = self._session

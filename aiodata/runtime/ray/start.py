@@ -10,6 +10,7 @@ from urllib.parse import urlsplit
 
 import anyio
 import ray
+from anyio.from_thread import start_blocking_portal
 
 from aiodata.errors import RuntimeUnavailableError
 from aiodata.options import read_environment
@@ -51,6 +52,13 @@ async def ensure_ray() -> None:
             f"Ray could not be {'reached at ' + address if address else 'started'}: {error}. "
             "Start it with `ray start --head`, set RAY_ADDRESS, or use runtime='local'."
         ) from error
+
+
+def ensure_ray_blocking() -> None:
+    """Do the same where nothing can be awaited; blocks, also a running event loop, for seconds if Ray is not there."""
+    if not ray.is_initialized():
+        with start_blocking_portal() as portal:
+            portal.call(ensure_ray)
 
 
 def _init_in_thread(address: str | None) -> Future[None]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -23,6 +23,9 @@ from aiodata.runtime.ray.packed import MetadataPacker
 class UnpicklableError(Exception):
     """Stands in for an exception that could not be sent; its text is the original's."""
 
+
+# How the note that carries the traceback of a cause begins.
+_NOTE = "in a worker:\n"
 
 # How long a task stays after its goodbye, in seconds.
 #
@@ -145,20 +148,29 @@ def _unpacked(value: Any) -> Any:
 
 
 def pack_error(error: BaseException) -> bytes:
-    """Pickle an error with its cause, whose traceback becomes a note."""
-    error = as_failure(error)
+    """Pickle an error as one of aiodata's, with its cause, whose traceback becomes a note."""
+    return pack_exception(as_failure(error))
+
+
+def pack_exception(error: BaseException) -> bytes:
+    """Pickle any error with its cause, whose traceback becomes a note; packed twice, it has the note once."""
     cause = error.__cause__
-    if cause is not None:
-        cause.add_note("in a worker:\n" + "".join(traceback.format_exception(cause)).rstrip())
-    try:
-        packed: bytes = cloudpickle.dumps((error, cause))
-        cloudpickle.loads(packed)
-    except Exception:  # noqa: BLE001 - whatever a user's exception does when pickled, its text gets through.
-        stand_in = UnpicklableError("" if cause is None else describe(cause))
-        for note in getattr(cause, "__notes__", []):
-            stand_in.add_note(note)
-        packed = cloudpickle.dumps((error, stand_in))
-    return packed
+    if cause is not None and not any(note.startswith(_NOTE) for note in getattr(cause, "__notes__", [])):
+        cause.add_note(_NOTE + "".join(traceback.format_exception(cause)).rstrip())
+    # Whatever a user's exception does when pickled, its text gets through.
+    for sent in ((error, cause), (error, _stand_in(cause)), (_stand_in(error), None)):
+        with suppress(Exception):
+            packed: bytes = cloudpickle.dumps(sent)
+            cloudpickle.loads(packed)
+            return packed
+    raise AssertionError("a text can be pickled")
+
+
+def _stand_in(error: BaseException | None) -> UnpicklableError:
+    stand_in = UnpicklableError("" if error is None else describe(error))
+    for note in getattr(error, "__notes__", []):
+        stand_in.add_note(note)
+    return stand_in
 
 
 def unpack_error(packed: bytes) -> AiodataError:

@@ -1,0 +1,212 @@
+"""SplitFeed: the supply of one split, whose coordinator is in another process."""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+from time import perf_counter
+
+import anyio
+import pyarrow as pa
+
+from aiodata.batching.feed import BundleSource
+from aiodata.bundle import RefBundle
+from aiodata.concurrency import Wakeup
+from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
+from aiodata.coordination.service import MAX_CALLS, Splitting
+from aiodata.errors import AiodataError
+from aiodata.execution.executor import max_held_bytes
+from aiodata.runtime import choose_runtime
+from aiodata.runtime.base import Runtime
+from aiodata.runtime.hosting import RemoteService
+from aiodata.stats import RunStats
+
+_logger = logging.getLogger("aiodata")
+
+# Bundles are asked for ahead for about so long, in seconds: more could be used by another split meanwhile.
+_AHEAD_S = 0.05
+
+# How much the latest interval between two bundles counts in their mean.
+_LATEST_PART = 0.3
+
+# What the consumer is done with is told at least this often, in seconds, if there is something to tell.
+_REPORT_EVERY_S = 0.1
+
+
+class SplitFeed:
+    """Takes part in one epoch, as the consumer of one split.
+
+    Args:
+        service: The coordinator's service.
+        split_index: The split.
+        splitting: How the dataset is split.
+    """
+
+    def __init__(self, service: RemoteService, split_index: int, splitting: Splitting) -> None:
+        """Prepare; nothing runs."""
+        self._service = service
+        self._split_index = split_index
+        self._splitting = splitting
+        self._leases: list[Lease] = []
+        self._run = RunStats(runtime="ray")
+
+    def stats(self) -> RunStats:
+        """Return what the run behind it has done, once the split has come to the end of its epoch."""
+        return self._run
+
+    def leave(self) -> None:
+        """Tell the coordinator that the split wants no more, without waiting and without an event loop."""
+        for lease in self._leases:
+            self._service.tell("notify_split_finished", lease)
+
+    async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
+        """Take the split, wait until the epoch begins, and give its bundles; tell the coordinator at the end."""
+        options = self._splitting.execution
+        async with choose_runtime(options)() as runtime:
+            # The coordinator knows by the token that this process is there.
+            lease, token = await self._service.call("join", self._split_index)
+            self._leases.append(lease)
+            try:
+                await self._await_epoch(lease)
+                part_bytes = max_held_bytes(options, runtime) // self._splitting.num_splits
+                epoch = _SplitEpoch(self._service, lease, runtime, part_bytes, self._note_run)
+                try:
+                    await epoch.run(consume)
+                finally:
+                    epoch.delivered.clear()
+            finally:
+                with anyio.move_on_after(options.close_timeout_s, shield=True):
+                    await self._service.call("notify_split_finished", lease)
+                self._leases.clear()
+                del token
+
+    async def _await_epoch(self, lease: Lease) -> None:
+        waited_s = 0.0
+        warn_s = self._splitting.options.barrier_warn_s
+        while absent := await self._service.call("start_epoch", lease, warn_s):
+            waited_s += warn_s
+            _logger.warning(
+                "split %d has waited %.0f s for epoch %d: %s of %d not there; every split needs a consumer",
+                self._split_index,
+                waited_s,
+                lease.epoch,
+                describe_splits(absent) + (" is" if len(absent) == 1 else " are"),
+                self._splitting.num_splits,
+            )
+
+    def _note_run(self, run: RunStats) -> None:
+        self._run = run
+
+
+class _SplitEpoch:
+    """Asks a coordinator in another process for bundles, ahead of need, and tells it what the consumer is done with."""
+
+    def __init__(
+        self,
+        service: RemoteService,
+        lease: Lease,
+        runtime: Runtime,
+        max_held_bytes: int,
+        on_end: Callable[[RunStats], None],
+    ) -> None:
+        self.max_held_bytes = max_held_bytes
+        self.delivered: deque[RefBundle] = deque()
+        self._service = service
+        self._lease = lease
+        self._runtime = runtime
+        self._on_end = on_end
+        self._arrived = Wakeup()
+        self._taken = Wakeup()
+        self._replies: dict[int, tuple[RefBundle, ...]] = {}
+        self._num_asked = 0
+        self._num_answered = 0
+        self._has_ended = False
+        self._is_waiting = False
+        self._prefetched_bytes = 0
+        self._acked_rows = self._told_rows = 0
+        self._told_at = self._taken_at = perf_counter()
+        self._interval_s = _AHEAD_S
+
+    async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
+        """Let the bundles be consumed."""
+        async with anyio.create_task_group() as group:
+            group.start_soon(self._ask_ahead)
+            await consume(self)
+            group.cancel_scope.cancel()
+
+    async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
+        """Return the next bundle, None at the end."""
+        self._prefetched_bytes = prefetched_bytes
+        while not self.delivered:
+            if self._has_ended:
+                return None
+            self._is_waiting = True
+            self._report()
+            await self._arrived.wait()
+        self._is_waiting = False
+        now = perf_counter()
+        self._interval_s += _LATEST_PART * (now - self._taken_at - self._interval_s)
+        self._taken_at = now
+        self._taken.set()
+        return self.delivered.popleft()
+
+    async def fetch(self, bundle: RefBundle) -> pa.Table:
+        """Return a bundle's rows.
+
+        Raises:
+            CoordinatorLostError: The block went with the coordinator, which owned it.
+        """
+        try:
+            block = await self._runtime.get(bundle.ref)
+        except AiodataError:
+            await self._service.call("options")
+            raise
+        return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
+
+    def note_finished(self, num_rows: int) -> None:
+        """Tell the coordinator what the user is done with, if the next call would do so too late."""
+        self._acked_rows = num_rows
+        if self._is_waiting or perf_counter() - self._told_at >= _REPORT_EVERY_S:
+            self._report()
+
+    def _report(self) -> None:
+        if self._acked_rows > self._told_rows:
+            self._note_told()
+            self._service.tell("acknowledge", self._lease, self._acked_rows, self._prefetched_bytes)
+
+    def _note_told(self) -> None:
+        self._told_rows = self._acked_rows
+        self._told_at = perf_counter()
+
+    async def _ask_ahead(self) -> None:
+        async with anyio.create_task_group() as group:
+            while not self._has_ended:
+                if self._num_asked - self._num_answered < MAX_CALLS and len(self.delivered) < self._bundles_ahead:
+                    group.start_soon(self._ask, self._num_asked)
+                    self._num_asked += 1
+                else:
+                    await self._taken.wait()
+            group.cancel_scope.cancel()
+
+    @property
+    def _bundles_ahead(self) -> int:
+        """Bundles that the consumer takes in the time that is asked ahead for."""
+        return max(1, min(MAX_BUNDLES, int(_AHEAD_S / max(self._interval_s, 1e-6))))
+
+    async def _ask(self, sequence: int) -> None:
+        """Ask for a delivery, and take it in when those before it are in."""
+        self._note_told()
+        delivery, run = await self._service.call(
+            "next_bundles", self._lease, sequence, self._bundles_ahead, self._acked_rows, self._prefetched_bytes
+        )
+        if delivery.is_end:
+            self._on_end(run)
+        self._replies[sequence] = delivery.bundles
+        while (bundles := self._replies.pop(self._num_answered, None)) is not None:
+            self._num_answered += 1
+            self.delivered.extend(bundles)
+            # An empty delivery is the end.
+            self._has_ended = self._has_ended or not bundles
+        self._arrived.set()
+        self._taken.set()

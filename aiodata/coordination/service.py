@@ -1,0 +1,158 @@
+"""CoordinatorService: a dataset's definition, its execution and its coordinator, for consumers in other processes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import anyio
+import pyarrow as pa
+
+from aiodata.bundle import BlockRef
+from aiodata.concurrency.supervise import unwrap
+from aiodata.coordination.coordinator import Coordinator, Delivery
+from aiodata.coordination.lease import Lease
+from aiodata.errors import EpochError
+from aiodata.execution.executor import StreamingExecutor
+from aiodata.execution.operators import Output
+from aiodata.options import ExecutionOptions, SplitOptions
+from aiodata.plan.nodes import Plan
+from aiodata.query import find_schema
+from aiodata.runtime import choose_runtime
+from aiodata.runtime.base import Runtime
+from aiodata.runtime.hosting import NewToken
+from aiodata.stats import CoordinatorStats, RunStats
+
+# Deliveries that a consumer may ask for at once: one is on its way while another is made.
+MAX_CALLS = 2
+
+
+@dataclass(frozen=True, slots=True)
+class Splitting:
+    """How a dataset is split; what every handle of a split knows.
+
+    Attributes:
+        num_splits: The number of splits.
+        execution: How each epoch is run.
+        options: What happens where splits are late or lost.
+        equal: Whether all splits get the same number of rows.
+        nodes: The node that each split's consumer is on, if that is known.
+    """
+
+    num_splits: int
+    execution: ExecutionOptions
+    options: SplitOptions
+    equal: bool = False
+    nodes: tuple[str | None, ...] = ()
+
+
+class CoordinatorService:
+    """What the consumers of splits call; one execution runs at a time.
+
+    Args:
+        plan: What to run in each epoch.
+        splitting: How the rows are shared.
+        dataset_id: What tells the dataset from others.
+        new_token: Makes what consumers keep for as long as they are there.
+    """
+
+    def __init__(self, plan: Plan, splitting: Splitting, dataset_id: str, new_token: NewToken) -> None:
+        """Prepare epoch 0."""
+        self._plan = plan
+        self._splitting = splitting
+        self._dataset_id = dataset_id
+        # Where order counts, a bundle that is near must not overtake another.
+        prefers_near = bool(splitting.nodes) and not splitting.execution.preserve_order
+        self._coordinator = Coordinator(
+            self._execute,
+            splitting.num_splits,
+            options=splitting.options,
+            equal=splitting.equal,
+            nodes=splitting.nodes if prefers_near else (),
+            node_of=self._node_of,
+            max_calls=MAX_CALLS,
+            new_token=new_token,
+        )
+        self._prefers_near = prefers_near
+        self._runtime: Runtime | None = None
+        self._executor: StreamingExecutor | None = None
+        self._schema: pa.Schema | None = None
+        # Set when the short run that learns the schema has ended, while there is one.
+        self._learning: anyio.Event | None = None
+        self.join = self._coordinator.join
+        self.start_epoch = self._coordinator.start_epoch
+        self.acknowledge = self._coordinator.acknowledge
+        self.notify_split_finished = self._coordinator.notify_split_finished
+
+    async def serve(self) -> None:
+        """Run epochs, one after the other, until cancelled."""
+        await self._coordinator.serve()
+
+    async def next_bundles(
+        self, lease: Lease, sequence: int, max_bundles: int, acked_rows: int, prefetched_bytes: int
+    ) -> tuple[Delivery, RunStats | None]:
+        """Return a split's next bundles; at the end of its epoch, what the run has done. See the coordinator's."""
+        delivery = await self._coordinator.next_bundles(
+            lease, sequence, max_bundles=max_bundles, acked_rows=acked_rows, prefetched_bytes=prefetched_bytes
+        )
+        return delivery, self._run_stats() if delivery.is_end else None
+
+    async def schema(self) -> pa.Schema:
+        """Return the schema of the rows: of the epoch that is running, or from the source, or from a short run.
+
+        Raises:
+            EpochError: An epoch is running, and has not shown it yet.
+        """
+        while (schema := self._known_schema()) is None:
+            if self._coordinator.is_running:
+                raise EpochError(
+                    "the schema is not known yet, and an epoch is running, beside which no second execution is "
+                    "started; ask after the first batch, or before the epoch begins"
+                )
+            if self._learning is not None:
+                await self._learning.wait()
+                continue
+            self._learning = anyio.Event()
+            try:
+                self._schema = await find_schema(self._plan, self._splitting.execution)
+            finally:
+                self._learning.set()
+                self._learning = None
+        return schema
+
+    def splitting(self) -> Splitting:
+        """Return how the dataset is split."""
+        return self._splitting
+
+    def options(self) -> ExecutionOptions:
+        """Return how each epoch is run."""
+        return self._splitting.execution
+
+    def dataset_tag(self, split_index: int) -> dict[str, str]:
+        """Return what tells a split of this dataset from others."""
+        return {"dataset": self._dataset_id, "split_index": str(split_index)}
+
+    def stats(self) -> CoordinatorStats:
+        """Return what the latest epoch has done so far."""
+        return self._coordinator.stats(self._run_stats())
+
+    def _known_schema(self) -> pa.Schema | None:
+        if self._schema is None and self._executor is not None:
+            self._schema = self._executor.schema
+        return self._schema
+
+    def _run_stats(self) -> RunStats:
+        return self._executor.stats() if self._executor is not None else RunStats()
+
+    def _node_of(self, ref: BlockRef) -> str | None:
+        return self._runtime.node_of(ref) if self._prefers_near and self._runtime is not None else None
+
+    async def _execute(self, output: Output) -> None:
+        """Run one epoch; its failure is for the consumers to raise."""
+        try:
+            while self._learning is not None:
+                await self._learning.wait()
+            async with choose_runtime(self._splitting.execution)() as self._runtime:
+                self._executor = StreamingExecutor(self._plan, self._runtime, self._splitting.execution)
+                await self._executor.run(output)
+        except Exception as error:  # noqa: BLE001 - whatever it is, whoever iterates raises it.
+            self._coordinator.fail(unwrap(error))

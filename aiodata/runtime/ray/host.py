@@ -1,0 +1,262 @@
+"""Services in Ray async actors: the actor, and the handle that processes call it by.
+
+The actor's methods never raise: what they return is either the value, where Ray follows references, or a packed error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import anyio
+import anyio.to_thread
+import ray
+from ray import cloudpickle
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+
+from aiodata.concurrency import Supervisor, without_frames
+from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError
+from aiodata.plan.transforms import describe
+from aiodata.runtime.hosting import Service
+from aiodata.runtime.ray import compat
+from aiodata.runtime.ray.start import ensure_ray, ensure_ray_blocking
+from aiodata.runtime.ray.worker import PackedError, pack_exception, unpack_error
+
+# Where names are unique unless the caller says otherwise: Ray's own default is a namespace that no other driver sees.
+NAMESPACE = "aiodata"
+
+# How long a call goes on trying while the service can not be reached, in seconds.
+_UNREACHABLE_S = 3.0
+
+# How long a service may take to clean up, and then its process to end, in seconds.
+_CLOSE_TIMEOUT_S = 5.0
+
+# Long polls of thousands of consumers are pending at a time; Ray's default is 1,000 calls.
+_MAX_CALLS = 1_000_000
+
+# The method that is no method of the service: being there is all there is to it.
+_PROBE = ""
+
+_OPTIONS = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": _MAX_CALLS}
+
+
+class Host:
+    """The actor. Each method it has makes each handle longer.
+
+    Args:
+        packed: The function that makes the service, pickled.
+        label: What errors call the service.
+    """
+
+    def __init__(self, packed: bytes, label: str) -> None:
+        """Make the service and start it; runs in the actor's event loop."""
+        compat.quiet_reads()
+        self._label = label
+        self._service: Service | None = None
+        self._error: Exception | None = None
+        self._calls: set[anyio.CancelScope] = set()
+        self._serving = Supervisor(self._serve, name=f"aiodata {label}", on_end=self._note_end)
+        self._is_closed = False
+        # Ray does not say why a constructor failed in a way that a program can read: the calls do.
+        try:
+            self._service = cloudpickle.loads(packed)(new_token)
+        except (Exception, SystemExit) as error:  # noqa: BLE001 - each call raises it.
+            self._error = _not_made(label, error)
+        else:
+            self._serving.start()
+
+    async def call(self, method: str, args: tuple[Any, ...]) -> Any:
+        """Return what a method of the service returns, or the packed error."""
+        if method == _PROBE:
+            return None
+        try:
+            return await self._outcome(method, args)
+        except Exception as error:  # noqa: BLE001 - it is raised where the call came from.
+            return PackedError(pack_exception(error))
+
+    async def aclose(self, timeout_s: float) -> None:
+        """Cancel `serve`, wait for its cleanup, and end what is pending."""
+        self._is_closed = True
+        self._serving.cancel()
+        if self._service is not None:
+            with anyio.move_on_after(timeout_s):
+                await self._serving.wait()
+        self._end_calls()
+
+    async def _outcome(self, method: str, args: tuple[Any, ...]) -> Any:
+        self._check()
+        with anyio.CancelScope() as scope:
+            self._calls.add(scope)
+            try:
+                result = getattr(self._service, method)(*args)
+                # A reference could be awaited, too, but is a result.
+                return await result if inspect.iscoroutine(result) else result
+            finally:
+                self._calls.discard(scope)
+        self._check()
+        raise AssertionError("a call is cancelled only when the service has ended")
+
+    def _check(self) -> None:
+        if self._error is not None:
+            raise self._error
+        if self._is_closed:
+            raise CoordinatorLostError(f"{self._label} was closed; make a new one")
+
+    async def _serve(self) -> None:
+        assert self._service is not None
+        await self._service.serve()
+
+    def _note_end(self) -> None:
+        """Have nobody wait for a service that has failed."""
+        self._error = self._serving.error
+        if self._error is not None:
+            self._end_calls()
+
+    def _end_calls(self) -> None:
+        for scope in self._calls:
+            scope.cancel()
+
+
+_host_class = ray.remote(Host)
+
+
+def new_token(on_released: Callable[[], None]) -> ray.ObjectRef:
+    """Return a token, see `hosting.NewToken`: a stored object whose references Ray counts in all processes.
+
+    Where this Ray can not tell, `on_released` is never called: a consumer must not count as gone while it is there.
+    """
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # The loop is closed: nobody is there to be told.
+            loop.call_soon_threadsafe(on_released)
+
+    token = ray.put(None)
+    compat.tell_of_release(token, tell)
+    return token
+
+
+@dataclass(frozen=True, slots=True)
+class RayService:
+    """A handle of a service in a Ray actor; see `hosting.RemoteService`.
+
+    Attributes:
+        handle: Ray's handle of the actor, a `Host`.
+        label: What errors call the service.
+    """
+
+    handle: Any
+    label: str
+
+    async def call(self, method: str, *args: Any) -> Any:
+        """Call a method of the service."""
+        while True:
+            try:
+                outcome = await self._submit(method, args)
+            except ActorUnavailableError as error:
+                await self._wait_reachable(error)
+            except ActorDiedError as error:
+                raise self._lost(error) from without_frames(error)
+            except RayError as error:
+                raise _not_called(self.label, method, error) from without_frames(error)
+            else:
+                break
+        if isinstance(outcome, PackedError):
+            raise unpack_error(outcome.packed)
+        return outcome
+
+    def tell(self, method: str, *args: Any) -> None:
+        """Have a method called."""
+        if ray.is_initialized():
+            self._submit(method, args)
+
+    async def aclose(self) -> None:
+        """End the service."""
+        with anyio.move_on_after(2 * _CLOSE_TIMEOUT_S, shield=True), suppress(RayError):
+            if ray.is_initialized():
+                await self.handle.aclose.remote(_CLOSE_TIMEOUT_S)
+        if not ray.is_initialized():
+            return
+        ray.kill(self.handle, no_restart=True)
+        # Ray says so when the process ends; the name is free then.
+        with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True), suppress(ActorDiedError):
+            while ray.is_initialized():
+                with suppress(ActorUnavailableError):
+                    await self._submit(_PROBE, ())
+
+    def _submit(self, method: str, args: tuple[Any, ...]) -> Any:
+        if not ray.is_initialized():  # Ray would start anew.
+            raise RuntimeUnavailableError(f"Ray was shut down, and {self.label} can not be reached without it")
+        # In a tuple, references stay references.
+        return self.handle.call.remote(method, args)
+
+    async def _wait_reachable(self, error: RayError) -> None:
+        """Wait until the service answers again, or is known to be dead; the pending call itself may take for ever."""
+        with anyio.move_on_after(_UNREACHABLE_S), suppress(ActorDiedError):
+            while True:
+                with suppress(ActorUnavailableError):
+                    await self._submit(_PROBE, ())
+                    return
+        raise self._lost(error) from without_frames(error)
+
+    def _lost(self, error: RayError) -> CoordinatorLostError:
+        reason = str(error).strip().partition("\n")[0]
+        return CoordinatorLostError(
+            f"{self.label} is gone: {type(error).__name__}: {reason} It was closed, its process was killed or crashed "
+            "(see its logs), or its node is lost; make a new one and iterate again."
+        )
+
+
+def start_service(make: Any, *, name: str | None, namespace: str | None, label: str) -> RayService:
+    """Start an actor; see `hosting.start_service`."""
+    try:
+        packed = cloudpickle.dumps(make)
+    except Exception as error:
+        raise OptionError(
+            f"{label} can not be sent to another process: {error}. Use functions and objects that pickle."
+        ) from error
+    ensure_ray_blocking()
+    if name is None:
+        return RayService(_host_class.options(**_OPTIONS).remote(packed, label), label)
+    named = {"name": name, "namespace": namespace or NAMESPACE, "lifetime": "detached"}
+    try:
+        handle = _host_class.options(**_OPTIONS, **named).remote(packed, label)
+    except ValueError as error:
+        raise OptionError(
+            f"name={name!r} is taken by one that is there already; attach to that, close it, or use another name"
+        ) from error
+    return RayService(handle, label)
+
+
+async def find_service(name: str, *, namespace: str | None) -> RayService:
+    """Look for a named actor; see `hosting.find_service`."""
+    await ensure_ray()
+    namespace = namespace or NAMESPACE
+    try:
+        handle = await anyio.to_thread.run_sync(partial(ray.get_actor, name, namespace))
+    except ValueError as error:
+        raise CoordinatorLostError(
+            f"there is none of the name {name!r} in namespace {namespace!r} on this cluster: it was not made yet, was "
+            "closed, or has died. Make it under this name first; "
+            "ray.util.list_named_actors(all_namespaces=True) lists the names there are."
+        ) from error
+    return RayService(handle, name)
+
+
+def _not_made(label: str, error: BaseException) -> AiodataError:
+    """Return what says that there is no service, and why."""
+    if isinstance(error, AiodataError):
+        return error
+    failure = OptionError(f"{label} can not be made in its process: {describe(error)}")
+    failure.__cause__ = error
+    return failure
+
+
+def _not_called(label: str, method: str, error: RayError) -> AiodataError:
+    reason = str(error).strip().rpartition("\n")[2]
+    return AiodataError(f"{method} of {label} could not be called, or its result not be sent: {reason}")
