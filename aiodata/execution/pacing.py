@@ -23,8 +23,9 @@ _TASK_BYTES = 64 << 20
 _BLOCK_S = 0.1
 _TASK_S = 1.0
 
-# To start a task takes about so long in all, in seconds: work that takes less is not worth one of its own.
-_START_S = 0.02
+# To start a task takes about 20 ms in all, and the driver works a millisecond of them, for each of all workers: what
+# takes less than so many seconds is not worth a task of its own.
+_START_S = 0.05
 
 # Seconds of work that a task of several blocks is given: few enough that at the end of a run none is waited for long.
 _JOB_S = 0.5
