@@ -13,7 +13,6 @@ from aiodata.coordination.epoch import EpochPhase, EpochState
 from aiodata.coordination.lease import Lease
 from aiodata.options import OnSplitLost
 
-
 SCHEMA = pa.schema([("id", pa.int64())])
 
 
