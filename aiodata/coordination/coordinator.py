@@ -434,10 +434,10 @@ class Coordinator:
             self._running.lose(split, failure)
             if self._running.failure is not None:
                 self._scope.cancel()
+                self._tell_all()
             if split in self._running.missing and gathering.state.can_arrive(split):
                 gathering.state.lose(split, failure)
             self._note_left(self._running, split)
-            self._tell_all()
         elif gathering.state.is_live(lease):
             gathering.state.lose(split, failure)
             if gathering.state.failure is not None:

@@ -235,7 +235,7 @@ class EpochState:
             self.leases.pop(split_index, None)
 
     def fail(self, failure: Exception) -> None:
-        """Note why nobody gets anything more, first come; the epoch waits for no lost consumer any more."""
+        """Note why nobody gets anything more; the first reason counts. No lost consumer is waited for any more."""
         self.failure = self.failure or failure
         self._clear_pool()
         for split in list(self._lost):

@@ -472,7 +472,7 @@ async def test_failed_epoch_waits_for_no_replacement() -> None:
 async def test_token_that_is_released_when_nothing_is_served_is_harmless() -> None:
     hosted = Hosted(FakeExecution(), 1)
     async with serving(hosted.coordinator, 1):
-        [(lease, token)] = await join_all(hosted.coordinator, 1)
+        [(lease, _)] = await join_all(hosted.coordinator, 1)
         hosted.coordinator.notify_split_finished(lease)
         await settled()
         await hosted.coordinator.join(0)
@@ -483,9 +483,9 @@ async def test_token_that_is_released_when_nothing_is_served_is_harmless() -> No
 @virtual
 async def test_split_that_gets_no_token_is_not_taken() -> None:
     def refuse(_: object) -> None:
-        raise OSError
+        raise OSError("full")
 
     coordinator = Coordinator(FakeExecution(), new_token=refuse)
     for _ in range(2):
-        with pytest.raises(OSError):
+        with pytest.raises(OSError, match="full"):
             await coordinator.join(0)
