@@ -299,10 +299,9 @@ class SimulatedTask:
                 host.agenda.after(seconds, SimulatedTask._surface, self)
 
     def _is_spent(self) -> bool:
-        cuts = self._cuts
         # Each step of a map is a call, and a task that only reads makes none.
         calls = self._index if self._step is not None and self._step.calls else 0
-        return self._produced_bytes >= cuts.task_bytes or calls >= cuts.task_calls
+        return self._cuts.are_spent(self._produced_bytes, calls)
 
     def _surface(self) -> None:
         self._finish_step(None)
