@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import perf_counter
@@ -48,7 +49,8 @@ class SplitFeed:
         self._service = service
         self._split_index = split_index
         self._splitting = splitting
-        self._leases: list[Lease] = []
+        # What this pass is known by, also before it has a lease.
+        self._consumer = uuid.uuid4().hex
         self._run = RunStats(runtime="ray")
 
     def stats(self) -> RunStats:
@@ -57,17 +59,16 @@ class SplitFeed:
 
     def leave(self) -> None:
         """Tell the coordinator that the split wants no more, without waiting and without an event loop."""
-        for lease in self._leases:
-            self._service.tell("notify_split_finished", lease)
+        self._service.tell("leave", self._split_index, self._consumer)
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Take the split, wait until the epoch begins, and give its bundles; tell the coordinator at the end."""
         options = self._splitting.execution
         async with choose_runtime(options)() as runtime:
-            # The coordinator knows by the token that this process is there.
-            lease, token = await self._service.call("join", self._split_index)
-            self._leases.append(lease)
+            token = None
             try:
+                # The coordinator knows by the token that this process is there.
+                lease, token = await self._service.call("join", self._split_index, self._consumer)
                 await self._await_epoch(lease)
                 part_bytes = max_held_bytes(options, runtime) // self._splitting.num_splits
                 epoch = _SplitEpoch(self._service, lease, runtime, part_bytes, self._note_run)
@@ -76,9 +77,9 @@ class SplitFeed:
                 finally:
                     epoch.delivered.clear()
             finally:
+                # Also where joining was cancelled, since the coordinator goes on with it.
                 with anyio.move_on_after(options.close_timeout_s, shield=True):
-                    await self._service.call("notify_split_finished", lease)
-                self._leases.clear()
+                    await self._service.call("leave", self._split_index, self._consumer)
                 del token
 
     async def _await_epoch(self, lease: Lease) -> None:
