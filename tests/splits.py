@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any
 
 import anyio
@@ -21,12 +24,13 @@ Split = aiodata.SplitIterator
 BATCH_ROWS = 10
 
 
-@ray.remote(num_cpus=0)
-class Worker:
-    """A process with an event loop, for consumers."""
-
+class _Worker:
     async def run(self, function: Callable[..., Awaitable[Any]], *args: Any) -> Any:
         return await function(*args)
+
+
+# A process with an event loop, for consumers.
+Worker = ray.remote(num_cpus=0)(_Worker)
 
 
 async def together(*calls: Any) -> list[Any]:
@@ -40,6 +44,16 @@ async def together(*calls: Any) -> list[Any]:
         for index, call in enumerate(calls):
             group.start_soon(wait, index, call)
     return results
+
+
+async def until_stats(split: Split, condition: Callable[[aiodata.CoordinatorStats], bool]) -> aiodata.CoordinatorStats:
+    """Wait until the coordinator's state is such; return its statistics."""
+    with anyio.fail_after(30):
+        while True:
+            stats = await split.stats()
+            if condition(stats):
+                return stats
+            await anyio.sleep(0.01)
 
 
 async def read_all(split: Split, **options: Any) -> list[int]:
@@ -64,10 +78,8 @@ async def leave_by_exception(split: Split) -> list[int]:
             ids.extend(batch["id"].tolist())
             raise ZeroDivisionError
 
-    try:
+    with suppress(ZeroDivisionError):
         await fail()
-    except ZeroDivisionError:
-        pass
     return ids
 
 
@@ -98,10 +110,8 @@ async def leave_by_cancellation(split: Split) -> list[int]:
     task = asyncio.create_task(consume())
     await got_one.wait()
     task.cancel()
-    try:
+    with suppress(asyncio.CancelledError):
         await task
-    except asyncio.CancelledError:
-        pass
     return ids
 
 
@@ -110,9 +120,7 @@ async def leave_while_waiting(split: Split) -> list[int]:
     batches = aiter(split.aiter_batches(batch_size=1000 * BATCH_ROWS))
 
     async def cancel_when_it_runs(scope: anyio.CancelScope) -> None:
-        while not (await split.stats()).run.operators:
-            await anyio.sleep(0.01)
-        await anyio.sleep(0.2)
+        await until_stats(split, lambda stats: bool(stats.run.operators))
         scope.cancel()
 
     async with anyio.create_task_group() as group:
@@ -172,3 +180,49 @@ def stop_the_loop(split: Split) -> list[int]:
 
     _, batch = loop.run_until_complete(first())
     return list(batch["id"].tolist())
+
+
+async def read_batches(split: Split, options: dict[str, Any]) -> list[list[int]]:
+    return [batch["id"].tolist() async for batch in split.aiter_batches(**options)]
+
+
+@dataclass(frozen=True, slots=True)
+class Alternated:
+    """What one epoch of training and validation has read.
+
+    Attributes:
+        trained: The ids of the training epoch.
+        validated: The ids of the validation, which was left early.
+        gap_s: How long the first training batch took to come after the validation before it, in seconds.
+    """
+
+    trained: list[int]
+    validated: list[int]
+    gap_s: float
+
+
+async def alternate(train: Split, validate: Split) -> list[Alternated]:
+    """Train for two epochs, with an early end of validation after each."""
+    epochs: list[Alternated] = []
+    for _ in range(2):
+        trained: list[int] = []
+        gap_s = 0.0
+        started = time.perf_counter()
+        async for batch in train.aiter_batches(batch_size=BATCH_ROWS):
+            gap_s = gap_s or time.perf_counter() - started
+            trained.extend(batch["id"].tolist())
+        epochs.append(Alternated(trained, await leave_by_break(validate), gap_s))
+    return epochs
+
+
+async def read_and_hold(split: Split, path: str, num_batches: int) -> None:
+    """Take so many batches of 10 rows, write their ids to a file, and never come back."""
+    ids: list[int] = []
+    async for batch in split.aiter_batches(batch_size=BATCH_ROWS):
+        ids += batch["id"].tolist()
+        if len(ids) == num_batches * BATCH_ROWS:
+            # All of it is there as soon as the file is.
+            unfinished = anyio.Path(f"{path}.part")
+            await unfinished.write_text(" ".join(map(str, ids)))
+            await unfinished.rename(path)
+            await anyio.sleep_forever()

@@ -1,9 +1,9 @@
-"""Leaving a split is prompt: whichever way its consumers stop, the execution that they share stops, and its CPUs are free."""
+"""Leaving splits is prompt: whichever way their consumers stop, the execution that they share stops, too."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Callable, Coroutine, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,12 +29,13 @@ from tests.splits import (
     return_inside_the_loop,
     stop_the_loop,
     together,
+    until_stats,
 )
 from tests.test_exits import CALL_S, CallLog, slow
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("clean")]
 
-Leave = Callable[[Split], Awaitable[list[int]]]
+Leave = Callable[[Split], Coroutine[Any, Any, list[int]]]
 
 EXITS: list[Leave] = [
     leave_by_break,
@@ -88,9 +89,7 @@ async def assert_stopped(log: CallLog) -> float:
 @pytest.mark.parametrize("leave", EXITS, ids=lambda leave: leave.__name__)
 async def test_execution_ends_when_both_have_left(workers: list[Any], log: CallLog, leave: Leave) -> None:
     splits = slow("ray", log).streaming_split(2)
-    ids = await together(
-        *[worker.run.remote(leave, split) for worker, split in zip(workers, splits, strict=True)]
-    )
+    ids = await together(*[worker.run.remote(leave, split) for worker, split in zip(workers, splits, strict=True)])
     await assert_stopped(log)
     assert not set(ids[0]) & set(ids[1])
 
@@ -118,7 +117,9 @@ async def test_cancelled_actor_calls_end_the_execution(workers: list[Any], log: 
     await assert_stopped(log)
 
 
-@pytest.mark.parametrize("leave", [return_inside_the_loop, stop_the_loop], ids=["return_inside_the_loop", "stop_the_loop"])
+@pytest.mark.parametrize(
+    "leave", [return_inside_the_loop, stop_the_loop], ids=["return_inside_the_loop", "stop_the_loop"]
+)
 async def test_tasks_that_return_without_closing_end_the_execution(log: CallLog, leave: Any) -> None:
     splits = slow("ray", log).streaming_split(2)
     ids = await together(*[leave.remote(split) for split in splits])
@@ -132,20 +133,16 @@ async def test_consumer_that_is_cancelled_while_it_waits_for_the_others_leaves_t
     for _ in range(2):
         async with anyio.create_task_group() as group:
             group.start_soon(read_all, first)
-            await wait_for_absent(first, (1,))
+            await until_stats(first, lambda stats: stats.absent == (1,))
             group.cancel_scope.cancel()
-        await wait_for_absent(first, (0, 1))
+        await until_stats(first, lambda stats: stats.absent == (0, 1))
     ids = await together(workers[0].run.remote(read_all, first), workers[1].run.remote(read_all, second))
     assert sorted(ids[0] + ids[1]) == list(range(100))
 
 
-async def wait_for_absent(split: Split, absent: tuple[int, ...]) -> None:
-    with anyio.fail_after(30):
-        while (await split.stats()).absent != absent:
-            await anyio.sleep(0.01)
-
-
-@pytest.mark.parametrize("leave", [leave_by_break, leave_by_exception, leave_without_closing], ids=lambda one: one.__name__)
+@pytest.mark.parametrize(
+    "leave", [leave_by_break, leave_by_exception, leave_without_closing], ids=lambda one: one.__name__
+)
 async def test_other_split_gets_all_that_was_not_given_out(workers: list[Any], leave: Leave) -> None:
     ds = aiodata.range(400, num_blocks=40).with_options(runtime="ray")
     first, second = ds.streaming_split(2)

@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import weakref
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Any
 
 import anyio
@@ -78,10 +78,8 @@ class LocalService:
         if method in self.held:
             await self._released.wait()
         if send is not None:
-            try:
+            with suppress(anyio.BrokenResourceError):
                 send.send_nowait(outcome)
-            except anyio.BrokenResourceError:
-                pass
             send.close()
 
 
@@ -93,7 +91,7 @@ async def splits_of(
     splitting = Splitting(
         num_splits, ExecutionOptions(runtime="local", **execution), options or SplitOptions(), equal, ()
     )
-    service = CoordinatorService(ds._plan, splitting, "some id", new_token)  # noqa: SLF001 - as streaming_split does.
+    service = CoordinatorService(ds._plan, splitting, "some id", new_token)
     async with anyio.create_task_group() as group:
         group.start_soon(service.serve)
         local = LocalService(service, group)
