@@ -188,11 +188,18 @@ async def test_what_a_killed_consumer_had_in_hand_is_not_done(worker: Any, tmp_p
     assert len(set(replaced) & set(finished)) <= 20
 
 
-async def test_rows_count_as_done_when_the_next_batch_is_asked_for_and_not_when_they_are_sent() -> None:
+@pytest.mark.parametrize("options", [{}, {"collate_fn": dict}, {"local_shuffle_buffer_size": 20}], ids=str)
+async def test_rows_count_as_done_when_the_next_batch_is_asked_for_and_not_when_they_are_sent(
+    monkeypatch: pytest.MonkeyPatch, options: Any
+) -> None:
+    # Whatever is done is told at once.
+    monkeypatch.setattr("aiodata.batching.split_feed._REPORT_EVERY_S", 0.0)
     async with splits_of(aiodata.range(100, num_blocks=10), 1) as (service, (split,)):
-        async with split.aiter_batches(batch_size=10, prefetch_batches=1) as batches:
+        async with split.aiter_batches(batch_size=10, prefetch_batches=1, **options) as batches:
             for number in range(1, 6):
                 await anext(batches)
+                for _ in range(60):
+                    await anyio.lowlevel.checkpoint()
                 stats = service.service.stats().splits[0]
                 # The batch in hand was delivered, and so were some after it.
                 assert stats.rows >= 10 * number
