@@ -99,8 +99,11 @@ class CoordinatorService:
             self._joining[consumer] = scope
             try:
                 lease, token = await self._coordinator.join(split_index)
-                self._joined[split_index] = consumer, lease
-                return lease, token
+                if not scope.cancel_called:
+                    self._joined[split_index] = consumer, lease
+                    return lease, token
+                # The split and the word that nobody wants it came in the same turn of the loop.
+                self._coordinator.notify_split_finished(lease)
             finally:
                 del self._joining[consumer]
         raise EpochError(f"this consumer of split {split_index} has left before it had the split")

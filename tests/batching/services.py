@@ -23,8 +23,14 @@ class Token:
 
 def new_token(on_released: Callable[[], None]) -> Token:
     """Return a token that tells when nobody holds it any more."""
+    loop = asyncio.get_running_loop()
+
+    def tell() -> None:
+        with suppress(RuntimeError):  # The loop is closed: nobody is there to be told.
+            loop.call_soon_threadsafe(on_released)
+
     token = Token()
-    weakref.finalize(token, asyncio.get_running_loop().call_soon_threadsafe, on_released).atexit = False
+    weakref.finalize(token, tell).atexit = False
     return token
 
 
@@ -48,16 +54,17 @@ class LocalService:
         self._released = anyio.Event()
 
     async def call(self, method: str, *args: Any) -> Any:
-        send, outcomes = anyio.create_memory_object_stream[tuple[Any, Exception | None]](1)
-        with outcomes:
-            self._group.start_soon(self._call, method, args, send)
-            result, error = await outcomes.receive()
-            if error is not None:
-                raise error
-            return result
+        outcome: list[tuple[Any, Exception | None]] = []
+        done = anyio.Event()
+        self._group.start_soon(self._call, method, args, outcome, done)
+        await done.wait()
+        result, error = outcome.pop()
+        if error is not None:
+            raise error
+        return result
 
     def tell(self, method: str, *args: Any) -> None:
-        self._group.start_soon(self._call, method, args, None)
+        self._group.start_soon(self._call, method, args, [], anyio.Event())
 
     def release(self) -> None:
         self.held.clear()
@@ -66,21 +73,19 @@ class LocalService:
     async def aclose(self) -> None:
         self._group.cancel_scope.cancel()
 
-    async def _call(self, method: str, args: tuple[Any, ...], send: Any) -> None:
+    async def _call(
+        self, method: str, args: tuple[Any, ...], outcome: list[tuple[Any, Exception | None]], done: anyio.Event
+    ) -> None:
         self.calls.append((method, args))
-        outcome: tuple[Any, Exception | None]
         try:
             result = getattr(self.service, method)(*args)
-            outcome = (await result if inspect.iscoroutine(result) else result), None
+            outcome.append((await result if inspect.iscoroutine(result) else result, None))
             del result
         except Exception as error:  # noqa: BLE001 - it is raised where the call came from.
-            outcome = None, error
+            outcome.append((None, error))
         if method in self.held:
             await self._released.wait()
-        if send is not None:
-            with suppress(anyio.BrokenResourceError):
-                send.send_nowait(outcome)
-            send.close()
+        done.set()
 
 
 @asynccontextmanager
