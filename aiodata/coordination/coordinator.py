@@ -412,6 +412,8 @@ class Coordinator:
             self._running.lose(split, failure)
             if self._running.failure is not None:
                 self._scope.cancel()
+                # Who has had its part of this epoch already waits for the next one, to which nobody may come.
+                self._fail_gathering(failure)
             if split in self._running.missing and gathering.state.can_arrive(split):
                 gathering.state.missing.add(split)
             self._note_left(self._running, split)
@@ -419,9 +421,15 @@ class Coordinator:
         elif gathering.state.is_live(lease):
             gathering.state.lose(split, failure)
             if gathering.state.failure is not None:
-                self._gathering = self._gather(gathering.state.epoch, set())
-                gathering.opened.set()
+                self._fail_gathering(failure)
             self._note_left(gathering.state, split)
+
+    def _fail_gathering(self, failure: Exception) -> None:
+        """Have those who wait for the next epoch raise an error; others may gather for it."""
+        gathering = self._gathering
+        gathering.state.failure = failure
+        self._gathering = self._gather(gathering.state.epoch, set())
+        gathering.opened.set()
 
     def _note_left(self, state: EpochState, split_index: int) -> None:
         self._answered[split_index].tell()
