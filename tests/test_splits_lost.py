@@ -1,0 +1,239 @@
+"""A consumer of a split is killed: no row is lost, none comes twice but what it was not known to be done with."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.exceptions import RayError
+
+import aiodata
+from aiodata import SplitOptions
+from aiodata.options import OnSplitLost
+from tests.split_consumers import BATCH_ROWS, Consumer, Note, Record, Run, consume_in_task, start_driver
+
+# What is tried is in other processes: one event loop suffices here.
+pytestmark = [
+    pytest.mark.ray,
+    pytest.mark.slow,
+    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.asyncio(loop_factories=["asyncio"]),
+    pytest.mark.timeout(60),
+]
+
+BLOCK_ROWS = 50
+NUM_ROWS = 1000
+ALL = list(range(NUM_ROWS))
+
+# A killed consumer is noticed within so many seconds.
+NOTICED_S = 3.0
+
+# What a consumer is done with is known after so many seconds, or with its next request; and how late a message may be.
+KNOWN_S = 0.1
+MESSAGE_S = 0.1
+
+MODES: list[OnSplitLost] = ["wait", "redistribute", "raise"]
+
+
+def numbers(num_rows: int = NUM_ROWS) -> aiodata.Dataset:
+    return aiodata.range(num_rows, num_blocks=num_rows // BLOCK_ROWS)
+
+
+@pytest.fixture(scope="module")
+def survivors(ray_cluster: None) -> Iterator[list[Any]]:
+    """Return processes that nobody kills; to start one takes longer than a test."""
+    actors = [Consumer.remote() for _ in range(3)]
+    yield actors
+    for actor in actors:
+        ray.kill(actor)
+
+
+@pytest.fixture(scope="module")
+def record(ray_cluster: None) -> Iterator[Any]:
+    actor = Record.remote()
+    yield actor
+    ray.kill(actor)
+
+
+@pytest.fixture
+def run(record: Any) -> Run:
+    return Run(record, uuid.uuid4().hex)
+
+
+def kill(pid: int) -> float:
+    """Kill a process; return when."""
+    os.kill(pid, signal.SIGKILL)
+    return time.monotonic()
+
+
+async def check_repeated(dead: list[Note], again: list[int]) -> None:
+    """Check that rows which a killed consumer was done with came again only if that could not be known."""
+    done = [row for note in dead for row in note.ids]
+    repeated = sorted(set(done) & set(again))
+    asked_last_s = dead[-2].at_s
+    unknown = [row for note in dead if note.at_s > asked_last_s - KNOWN_S - MESSAGE_S for row in note.ids]
+    assert set(repeated) <= set(unknown)
+    assert repeated == sorted(done[len(done) - len(repeated) :])
+
+
+async def check_once(run: Run, dead: str, *alive: str, epoch: int = 0, rows: list[int] = ALL) -> None:
+    """Check that those alive have each row once that the killed one was not done with, and few that it was."""
+    done, others = await run.rows(dead, epoch=epoch), await run.rows(*alive, epoch=epoch)
+    assert len(others) == len(set(others))
+    assert sorted(set(done) | set(others)) == rows
+    await check_repeated(await run.notes(dead), others)
+
+
+async def start_victim(kind: str, folder: Path, *args: Any) -> Any:
+    if kind == "actor":
+        return Consumer.remote().consume.remote(*args)
+    if kind == "task":
+        return consume_in_task.remote(*args)
+    return await start_driver(folder, *args)
+
+
+async def see_dead(kind: str, victim: Any) -> None:
+    if kind == "driver":
+        assert await victim.wait() == -signal.SIGKILL
+        return
+    with pytest.raises(RayError):
+        await victim
+
+
+@pytest.mark.parametrize("kind", ["actor", "task", "driver"])
+async def test_replacement_of_a_killed_consumer_begins_with_what_was_not_acknowledged(
+    run: Run, survivors: list[Any], tmp_path: Path, kind: str
+) -> None:
+    splits = numbers().streaming_split(2, options=SplitOptions(on_split_lost="wait"))
+    await run.gate("dead", "other", at=15)
+    victim = await start_victim(kind, tmp_path, splits[0], run, "dead")
+    other = survivors[0].consume.remote(splits[1], run, "other", [0, 1])
+    await run.reached("other", 15)
+    killed_s = kill(await run.reached("dead", 15))
+    new = survivors[1].consume.remote(splits[0], run, "new", [0, 1])
+    await run.reached("new", 1)
+    await run.open("other")
+    assert [(await one).error for one in (other, new)] == ["", ""]
+    await see_dead(kind, victim)
+    dead, first = await run.rows("dead"), (await run.notes("new"))[0]
+    assert first.at_s - killed_s < NOTICED_S
+    # What the killed one had and was not done with comes before all else.
+    assert first.ids[0] in dead or first.ids[0] == dead[-1] + 1
+    await check_once(run, "dead", "new", "other")
+    assert not set(dead) & set(await run.rows("other"))
+    assert sorted(await run.rows("other", "new", epoch=1)) == ALL
+
+
+async def test_survivors_get_what_a_killed_consumer_was_not_done_with_and_go_on_without_it(
+    run: Run, survivors: list[Any]
+) -> None:
+    splits = numbers().streaming_split(3, options=SplitOptions(on_split_lost="redistribute"))
+    await run.gate("dead", "a", "b", at=10)
+    victim = Consumer.remote().consume.remote(splits[0], run, "dead")
+    a, b = (survivors[i].consume.remote(splits[i + 1], run, who, [0, 1, 2]) for i, who in enumerate("ab"))
+    for who in "ab":
+        await run.reached(who, 10)
+    kill(await run.reached("dead", 10))
+    await run.gate("a", "b", epoch=1, at=1)
+    await see_dead("actor", victim)
+    for who in "ab":
+        await run.reached(who, 1, epoch=1)
+    await check_once(run, "dead", "a", "b")
+    # It comes while epoch 1 runs without its split, and takes part from the next one on.
+    new = survivors[2].consume.remote(splits[0], run, "new", [2])
+    await run.gate("new", epoch=2, at=1)
+    await run.reached("new", 0)
+    await run.gate("a", "b", epoch=2, at=1)
+    for who in "ab":
+        await run.reached(who, 1, epoch=2)
+    await run.reached("new", 1, epoch=2)
+    await run.open("a", "b", "new")
+    assert [(await one).error for one in (a, b, new)] == ["", "", ""]
+    assert sorted(await run.rows("a", "b", epoch=1)) == ALL
+    assert sorted(await run.rows("a", "b", "new", epoch=2)) == ALL
+
+
+async def test_all_are_told_of_a_killed_consumer_while_one_holds_its_loop_and_the_next_epoch_is_whole(
+    run: Run, survivors: list[Any]
+) -> None:
+    splits = numbers().streaming_split(3, options=SplitOptions(on_split_lost="raise"))
+    await run.gate("dead", "a", at=5)
+    victim = Consumer.remote().consume.remote(splits[0], run, "dead")
+    a = survivors[0].consume.remote(splits[1], run, "a")
+    busy = survivors[1].consume.remote(splits[2], run, "busy", [0], 5.0)
+    await run.reached("a", 5)
+    pid = await run.reached("dead", 5)
+    await run.open("a")
+    killed_s = kill(pid)
+    ended = await a
+    assert ended.error == "SplitLostError"
+    assert "split 0" in ended.message
+    assert ended.at_s - killed_s < NOTICED_S
+    ended = await busy
+    assert ended.error == "SplitLostError"
+    assert "split 0" in ended.message
+    await see_dead("actor", victim)
+    again = [survivors[i].consume.remote(splits[i], run, f"again {i}", [1]) for i in range(3)]
+    assert [(await one).error for one in again] == ["", "", ""]
+    assert sorted(await run.rows(*[f"again {i}" for i in range(3)], epoch=1)) == ALL
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_consumer_killed_at_the_barrier_is_replaced_or_done_without(
+    run: Run, survivors: list[Any], mode: OnSplitLost
+) -> None:
+    splits = numbers().streaming_split(3, options=SplitOptions(on_split_lost=mode))
+    victim = Consumer.remote().consume.remote(splits[0], run, "dead")
+    waiting = survivors[0].consume.remote(splits[1], run, "waiting")
+    pid = await run.reached("dead", 0)
+    await run.reached("waiting", 0)
+    while (await splits[0].stats()).absent != (2,):
+        pass
+    killed_s = kill(pid)
+    await see_dead("actor", victim)
+    consumers = [waiting]
+    if mode == "raise":
+        ended = await consumers.pop()
+        assert ended.error == "SplitLostError"
+        assert "split 0" in ended.message
+        assert ended.at_s - killed_s < NOTICED_S
+        consumers.append(survivors[0].consume.remote(splits[1], run, "waiting"))
+    last = survivors[1].consume.remote(splits[2], run, "last")
+    if mode != "redistribute":
+        consumers.append(survivors[2].consume.remote(splits[0], run, "new"))
+    assert [(await one).error for one in (*consumers, last)] == [""] * (len(consumers) + 1)
+    names = ["waiting", "last"] + ["new"] * (mode != "redistribute")
+    assert sorted(await run.rows(*names)) == ALL
+
+
+@pytest.mark.parametrize("mode", MODES)
+async def test_consumer_killed_with_the_last_batch_in_hand_holds_nobody_up(
+    run: Run, survivors: list[Any], mode: OnSplitLost
+) -> None:
+    rows = 2 * BLOCK_ROWS
+    splits = numbers(rows).streaming_split(2, equal=True, options=SplitOptions(on_split_lost=mode))
+    await run.gate("dead", at=BLOCK_ROWS // BATCH_ROWS)
+    victim = Consumer.remote().consume.remote(splits[0], run, "dead")
+    other = survivors[0].consume.remote(splits[1], run, "other", [0, 1])
+    killed_s = kill(await run.reached("dead", BLOCK_ROWS // BATCH_ROWS))
+    await see_dead("actor", victim)
+    if mode == "raise":
+        ended = await other
+        assert ended.error == "SplitLostError"
+        assert "split 0" in ended.message
+        assert ended.at_s - killed_s < NOTICED_S
+        return
+    if mode == "wait":
+        new = survivors[1].consume.remote(splits[0], run, "new", [0, 1])
+        assert (await new).error == ""
+    assert (await other).error == ""
+    names = ["other"] + ["new"] * (mode == "wait")
+    await check_once(run, "dead", *names, rows=list(range(rows)))
+    assert sorted(await run.rows(*names, epoch=1)) == list(range(rows))
