@@ -105,7 +105,8 @@ class CoordinatorService:
                 # The split and the word that nobody wants it came in the same turn of the loop.
                 self._coordinator.notify_split_finished(lease)
             finally:
-                del self._joining[consumer]
+                # Where the service could not be reached for a moment, the call is made again.
+                self._joining.pop(consumer, None)
         raise EpochError(f"this consumer of split {split_index} has left before it had the split")
 
     def leave(self, split_index: int, consumer: str) -> None:
