@@ -30,6 +30,11 @@ class Seen:
         return self.seen
 
 
+def die(marker: Path) -> None:
+    marker.touch()
+    os._exit(1)
+
+
 def train(config: dict[str, Any]) -> None:
     """Take an epoch of each dataset; in the first attempt, one of the workers dies in the first of them."""
     import ray.train
@@ -42,8 +47,7 @@ def train(config: dict[str, Any]) -> None:
             async for batch in ray.train.get_dataset_shard(name).aiter_batches(batch_size=5):
                 await seen.note.remote(name, attempt, rank, batch["id"].tolist())
                 if rank == 1 and not attempt:
-                    marker.touch()
-                    os._exit(1)
+                    die(marker)
 
     aiodata.run(main)
 
