@@ -13,28 +13,28 @@ NUM_CONSUMERS = 2
 NUM_EPOCHS = 2
 
 
-@ray.remote(num_cpus=0)
-class Consumer:
-    """A process of its own; it is given the handle of one split, not the dataset."""
+async def count_rows(split: aiodata.SplitIterator) -> list[int]:
+    """Return the rows that a split got in each epoch."""
+    rows_by_epoch = []
+    for _ in range(NUM_EPOCHS):
+        # Epochs are in step: each begins when all consumers are there.
+        rows = 0
+        async for batch in split.aiter_batches(batch_size=1024):
+            rows += len(batch["square"])
+        rows_by_epoch.append(rows)
+    return rows_by_epoch
 
-    async def consume(self, split: aiodata.SplitIterator) -> list[int]:
-        """Return the rows that it got in each epoch."""
-        rows_by_epoch = []
-        for _ in range(NUM_EPOCHS):
-            # Epochs are in step: each begins when all consumers are there.
-            rows = 0
-            async for batch in split.aiter_batches(batch_size=1024):
-                rows += len(batch["square"])
-            rows_by_epoch.append(rows)
-        return rows_by_epoch
+
+@ray.remote(num_cpus=0)
+def consume(split: aiodata.SplitIterator) -> list[int]:
+    """Consume in a process of its own, which is given the handle of one split, not the dataset."""
+    return aiodata.run(count_rows, split)
 
 
 async def main() -> None:
     ds = aiodata.range(200_000).map_batches(lambda batch: {"square": batch["id"] ** 2})
     splits = ds.streaming_split(NUM_CONSUMERS)
-    consumers = [Consumer.remote() for _ in splits]
-    jobs = [consumer.consume.remote(split) for consumer, split in zip(consumers, splits, strict=True)]
-    counts = await asyncio.gather(*jobs)
+    counts = await asyncio.gather(*[consume.remote(split) for split in splits])
     for epoch in range(NUM_EPOCHS):
         rows = [count[epoch] for count in counts]
         print(f"epoch {epoch}:", *(f"split {split}: {n:,}" for split, n in enumerate(rows)), f"all: {sum(rows):,}")

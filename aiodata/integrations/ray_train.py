@@ -19,7 +19,7 @@ from aiodata.split import SplitIterator
 Source = Dataset | Sequence[SplitIterator]
 
 
-class SplitConfig(DataConfig):
+class SplitConfig(DataConfig):  # type: ignore[misc]  # Ray has no types.
     """Has a Ray Train trainer take aiodata's datasets, or splits of them, and give each worker its own split.
 
     A dataset is split when a group of workers asks for it, among as many as there are. Where a worker is lost, Ray
@@ -88,9 +88,7 @@ class SplitConfig(DataConfig):
         splits = {name: self._splits(name, source, world_size, nodes) for name, source in datasets.items()}
         return [{name: per_rank[rank] for name, per_rank in splits.items()} for rank in range(world_size)]
 
-    def _splits(
-        self, name: str, source: Source, world_size: int, nodes: Sequence[str] | None
-    ) -> Sequence[SplitIterator]:
+    def _splits(self, name: str, source: Any, world_size: int, nodes: Sequence[str] | None) -> Sequence[SplitIterator]:
         if isinstance(source, Dataset):
             return source.streaming_split(world_size, equal=self._equal, locality_hints=nodes, options=self._options)
         if not isinstance(source, Sequence) or not source or not all(isinstance(one, SplitIterator) for one in source):

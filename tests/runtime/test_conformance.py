@@ -363,12 +363,12 @@ async def test_store_and_cpus_are_known(opened: Runtime) -> None:
 
 async def test_node_of_a_block_is_known_where_there_are_nodes(runtime: str, opened: Runtime, reader: Reader) -> None:
     here = ray.get_runtime_context().get_node_id() if runtime == "ray" else None
-    large = pa.table({"id": pa.array(range(100_000))})
+    large = pa.table({"id": range(100_000)})
+    assert opened.node_of(InlineBlock(large)) is None
     assert opened.node_of(await opened.put(large)) == here
-    task = (await stage(opened)).submit(work(TablePiece(large, Origin("numbers", (0, 100_000)))), [], reader.on_ready)
+    task = (await stage(opened, mapped(lambda _: large))).submit(work(piece(0, 10)), [], reader.on_ready)
     [(ref, _)], _ = await reader.read(task)
     assert opened.node_of(ref) == here
-    assert opened.node_of(InlineBlock(large)) is None
 
 
 @pytest.mark.slow
