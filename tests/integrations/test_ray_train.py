@@ -92,6 +92,7 @@ async def test_dataset_is_split_among_as_many_workers_as_there_are() -> None:
     assert (one["train"].split_index, two["train"].split_index, two["train"].num_splits) == (0, 1, 2)
     splitting = two["train"]._splitting
     assert (splitting.equal, splitting.options, splitting.nodes) == (False, options, tuple(nodes))
+    assert len(config.configure({"train": aiodata.range(10)}, 3)) == 3
     tags = [await shard["train"].dataset_tag() for shard in (one, two)]
     assert tags[0]["dataset"] == tags[1]["dataset"]
 
