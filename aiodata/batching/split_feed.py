@@ -90,12 +90,13 @@ class SplitFeed:
         while absent := await self._service.call("start_epoch", lease, warn_s):
             waited_s += warn_s
             _logger.warning(
-                "split %d has waited %.0f s for epoch %d: %s of %d not there; every split needs a consumer",
+                "split %d has waited %.0f s for epoch %d: %s of %d %s not there; every split needs a consumer",
                 self._split_index,
                 waited_s,
                 lease.epoch,
-                describe_splits(absent) + (" is" if len(absent) == 1 else " are"),
+                describe_splits(absent),
                 self._splitting.num_splits,
+                "is" if len(absent) == 1 else "are",
             )
 
     def _let_go(self) -> None:
