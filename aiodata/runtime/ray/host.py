@@ -58,6 +58,7 @@ class Host:
         """Make the service and start it; runs in the actor's event loop."""
         compat.quiet_reads()
         self._label = label
+        self._loop = asyncio.get_running_loop()
         self._service: Service | None = None
         self._serving = Supervisor(self._serve, name=f"aiodata {label}", on_end=self._note_end)
         self._calls: set[anyio.CancelScope] = set()
@@ -96,6 +97,14 @@ class Host:
             with anyio.move_on_after(timeout_s):
                 await self._serving.wait()
         self._end_calls()
+
+    def __ray_shutdown__(self) -> None:
+        """End the service when nobody holds a handle any more; Ray calls this when it has stopped the event loop.
+
+        Worker threads that the service has used wait for its end, and the process would wait for them for ever.
+        """
+        if not self._loop.is_running():
+            self._loop.run_until_complete(self.aclose(_CLOSE_TIMEOUT_S))
 
     async def _serve(self) -> None:
         assert self._service is not None
