@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from aiodata.batching.feed import BundleSource
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import Wakeup, cleared_frames
 from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
 from aiodata.coordination.service import MAX_CALLS, Splitting
 from aiodata.errors import AiodataError
@@ -130,10 +130,15 @@ class _SplitEpoch:
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Let the bundles be consumed."""
-        async with anyio.create_task_group() as group:
-            group.start_soon(self._ask_ahead)
-            await consume(self)
-            group.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._ask_ahead)
+                await consume(self)
+                group.cancel_scope.cancel()
+        finally:
+            # Tracebacks of cancelled calls refer to this until the garbage collection; the coordinator must not wait
+            # for that, where this is the last handle.
+            del self._service, self._on_end
 
     async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
         """Return the next bundle, None at the end."""
@@ -197,9 +202,10 @@ class _SplitEpoch:
     async def _ask(self, sequence: int) -> None:
         """Ask for a delivery, and take it in when those before it are in."""
         self._note_told()
-        delivery, run = await self._service.call(
-            "next_bundles", self._lease, sequence, self._bundles_ahead, self._acked_rows, self._prefetched_bytes
-        )
+        with cleared_frames():
+            delivery, run = await self._service.call(
+                "next_bundles", self._lease, sequence, self._bundles_ahead, self._acked_rows, self._prefetched_bytes
+            )
         if delivery.is_end:
             self._on_end(run)
         self._replies[sequence] = delivery.bundles
