@@ -10,7 +10,7 @@ import re
 import runpy
 from importlib.util import find_spec
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -20,6 +20,10 @@ import aiodata
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+EXAMPLES = {
+    "quickstart.py": ["the first five:", "rows in"],
+    "splits.py": ["epoch 0: split 0:", "epoch 1: split 0:", "all: 200,000", "epoch 1 ended: 200,000 rows in 2 splits"],
+}
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 
@@ -31,7 +35,11 @@ class Example(NamedTuple):
 
     @property
     def is_program(self) -> bool:
-        return "asyncio.run(" in self.code or "aiodata.run(" in self.code
+        return re.search(r"^(asyncio|aiodata)\.run\(", self.code, re.MULTILINE) is not None
+
+    @property
+    def needs_ray(self) -> bool:
+        return "streaming_split(" in self.code
 
 
 def modules_with_examples() -> list[str]:
@@ -78,11 +86,37 @@ def test_doctests_of_a_module_pass(name: str) -> None:
     assert results.failed == 0
 
 
-@pytest.mark.parametrize("example", [pytest.param(one, id=one.label) for one in examples() if one.is_program])
+def programs(*, on_ray: bool) -> list[Any]:
+    return [pytest.param(one, id=one.label) for one in examples() if one.is_program and one.needs_ray == on_ray]
+
+
+@pytest.mark.parametrize("example", programs(on_ray=False))
 def test_program_runs(example: Example, workplace: Path) -> None:
+    run_program(example, workplace)
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster")
+@pytest.mark.parametrize("example", programs(on_ray=True))
+def test_program_runs_on_ray(example: Example, workplace: Path) -> None:
+    run_program(example, workplace)
+
+
+def run_program(example: Example, workplace: Path) -> None:
     program = workplace / "program.py"
     program.write_text(example.code)
     runpy.run_path(str(program), run_name="__main__")
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.usefixtures("ray_cluster", "workplace")
+@pytest.mark.parametrize("name", EXAMPLES)
+def test_example_runs(name: str, capsys: pytest.CaptureFixture[str]) -> None:
+    runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+    printed = capsys.readouterr().out
+    assert [words for words in EXAMPLES[name] if words not in printed] == []
 
 
 @pytest.mark.parametrize("example", [pytest.param(one, id=one.label) for one in examples() if not one.is_program])

@@ -6,22 +6,41 @@ import pickle
 
 import pytest
 
+import aiodata
 from aiodata import (
     AiodataError,
+    BarrierTimeoutError,
     BusyError,
     ClosedError,
+    CoordinatorLostError,
     EpochError,
     OptionError,
     RuntimeUnavailableError,
     SourceError,
+    SplitBusyError,
+    SplitLostError,
     TaskError,
+    errors,
 )
 
 ERRORS = [
     TaskError("map_batches(double)", "jan.parquet, row group 3", (10, 20), "ZeroDivisionError: division by zero"),
     TaskError("map_batches(double)", "jan.parquet", None, "KeyError: 'x'"),
     SourceError("jan.parquet", "it does not exist"),
-    *(kind("words") for kind in (BusyError, ClosedError, EpochError, OptionError, RuntimeUnavailableError)),
+    *(
+        kind("words")
+        for kind in (
+            BarrierTimeoutError,
+            BusyError,
+            ClosedError,
+            CoordinatorLostError,
+            EpochError,
+            OptionError,
+            RuntimeUnavailableError,
+            SplitBusyError,
+            SplitLostError,
+        )
+    ),
 ]
 
 
@@ -55,7 +74,21 @@ def test_every_error_is_an_aiodata_error(error: Exception) -> None:
 
 
 @pytest.mark.parametrize(
-    ("kind", "builtin"), [(ClosedError, RuntimeError), (BusyError, RuntimeError), (OptionError, ValueError)]
+    ("kind", "builtin"),
+    [
+        (ClosedError, RuntimeError),
+        (BusyError, RuntimeError),
+        (EpochError, RuntimeError),
+        (OptionError, ValueError),
+        (BarrierTimeoutError, TimeoutError),
+    ],
 )
-def test_misuse_is_also_the_builtin_error_for_it(kind: type[AiodataError], builtin: type[Exception]) -> None:
+def test_error_is_also_the_builtin_one_for_it(kind: type[AiodataError], builtin: type[Exception]) -> None:
     assert issubclass(kind, builtin)
+
+
+def test_every_error_of_the_module_is_public_and_pickled_above() -> None:
+    kinds = {kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, AiodataError)}
+    assert {type(error) for error in ERRORS} == kinds - {AiodataError}
+    assert {kind.__name__ for kind in kinds} <= set(aiodata.__all__)
+    assert all(kind.__name__ in (errors.__doc__ or "") for kind in kinds)

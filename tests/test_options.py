@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 import aiodata
-from aiodata import ExecutionOptions, OptionError
+from aiodata import ExecutionOptions, OptionError, SplitOptions
 from aiodata.batching.options import BatchOptions
 from aiodata.options import at_least, read_environment
 
@@ -34,6 +34,16 @@ BAD_EXECUTION = [
     ("close_timeout_s", None, "must be above 0 seconds"),
     ("preserve_order", "no", "True or False"),
     ("preserve_order", None, "True or False"),
+]
+
+BAD_SPLITTING = [
+    ("barrier_timeout_s", 0, "must be above 0 seconds"),
+    ("barrier_timeout_s", math.nan, "must be above 0 seconds"),
+    ("barrier_timeout_s", "60", "must be above 0 seconds"),
+    ("barrier_warn_s", 0.0, "must be above 0 seconds"),
+    ("barrier_warn_s", None, "must be above 0 seconds"),
+    ("on_split_lost", "retry", "use one of ('wait', 'raise', 'redistribute')"),
+    ("on_split_lost", None, "use one of ('wait', 'raise', 'redistribute')"),
 ]
 
 BAD_BATCHING = [
@@ -76,6 +86,35 @@ def test_bad_batch_option_is_refused_with_value_and_remedy(name: str, value: Any
         BatchOptions(**{name: value})
     with pytest.raises(OptionError, match=refusal(name, value, remedy)):
         aiodata.range(1).aiter_batches(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "remedy"), BAD_SPLITTING)
+def test_bad_split_option_is_refused_with_value_and_remedy(name: str, value: Any, remedy: str) -> None:
+    with pytest.raises(OptionError, match=refusal(name, value, remedy)):
+        SplitOptions(**{name: value})
+
+
+def test_split_options_are_frozen_and_may_wait_for_ever() -> None:
+    options = SplitOptions(barrier_timeout_s=None, barrier_warn_s=0.5)
+    assert options == SplitOptions(barrier_warn_s=0.5)
+    with pytest.raises(FrozenInstanceError):
+        options.on_split_lost = "raise"  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    ("call", "message"),
+    [
+        (lambda ds: ds.streaming_split(0), "n=0 must be an integer of at least 1"),
+        (lambda ds: ds.streaming_split(2.0), "n=2.0 must be an integer of at least 1"),
+        (lambda ds: ds.streaming_split(2, equal="yes"), "equal='yes' must be True or False"),
+        (lambda ds: ds.streaming_split(2, options={"barrier_warn_s": 3}), "must be a SplitOptions"),
+        (lambda ds: ds.streaming_split(2, locality_hints=["a"]), "must name one node for each of the 2 splits"),
+        (lambda ds: ds.with_options(runtime="local").streaming_split(2), "runtime='local' has no splits"),
+    ],
+)
+def test_bad_argument_of_streaming_split_is_refused_before_ray_starts(call: Any, message: str) -> None:
+    with pytest.raises(OptionError, match=message):
+        call(aiodata.range(1))
 
 
 @pytest.mark.parametrize(

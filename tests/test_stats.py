@@ -6,7 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 
 import pytest
 
-from aiodata import BudgetStats, IterationStats, LoopLag, OperatorStats
+from aiodata import BudgetStats, CoordinatorStats, IterationStats, LoopLag, OperatorStats, RunStats, SplitStats
 
 OPERATOR = OperatorStats("read_parquet(flights)", 12, 34, 5_678_901, 3 << 20, 4.5678)
 STATS = IterationStats(
@@ -28,6 +28,26 @@ STATS = IterationStats(
     budget=BudgetStats(limit_bytes=64 << 20, live_bytes=3 << 20, peak_live_bytes=40 << 20),
     errors=(),
     operators=(OPERATOR,),
+)
+
+SPLIT = SplitStats(
+    split_index=0,
+    rows=1_234_567,
+    bundles=89,
+    bytes=5 << 20,
+    acked_rows=1_234_000,
+    unacked_rows=567,
+    prefetched_bytes=3 << 19,
+    wait_s=0.1234,
+)
+COORDINATOR = CoordinatorStats(
+    epoch=3,
+    phase="running",
+    absent=(),
+    splits=(SPLIT, replace(SPLIT, split_index=1, rows=1_000)),
+    dropped_rows=0,
+    overhead_s=0.0123,
+    run=RunStats("ray", (OPERATOR,), BudgetStats(64 << 20, 3 << 20, 40 << 20), ()),
 )
 
 
@@ -78,3 +98,32 @@ def test_skipped_blocks_are_listed() -> None:
 def test_snapshots_are_frozen() -> None:
     with pytest.raises(FrozenInstanceError):
         STATS.rows = 0  # type: ignore[misc]
+
+
+def test_first_line_of_a_coordinator_has_epoch_phase_rows_and_splits() -> None:
+    assert str(COORDINATOR).splitlines()[0] == "epoch 3 running: 1,235,567 rows in 2 splits"
+    assert str(replace(COORDINATOR, dropped_rows=1)).splitlines()[0].endswith("in 2 splits, 1 dropped")
+
+
+def test_coordinator_says_what_it_took_itself_and_what_the_run_holds() -> None:
+    assert "coordinator's own 12.3 ms" in str(COORDINATOR)
+    assert "blocks 3.0 MiB, 40.0 MiB at most, of a budget of 64.0 MiB" in str(COORDINATOR)
+
+
+def test_each_split_has_a_line_under_its_headings() -> None:
+    *_, headings, first, second = str(COORDINATOR).splitlines()
+    assert headings.split() == ["split", "rows", "bundles", "MiB", "unacked", "ahead", "MiB", "waited", "s"]
+    assert first.split() == ["0", "1,234,567", "89", "5.0", "567", "1.5", "0.123"]
+    assert second.split()[:2] == ["1", "1,000"]
+    assert len(first) == len(second) == len(headings)
+
+
+def test_coordinator_before_the_first_epoch_prints_without_a_budget() -> None:
+    text = str(replace(COORDINATOR, epoch=0, phase="gathering", run=RunStats()))
+    assert text.startswith("epoch 0 gathering")
+    assert "budget" not in text
+
+
+def test_coordinator_lists_what_its_run_skipped() -> None:
+    stats = replace(COORDINATOR, run=replace(COORDINATOR.run, errors=("jan.parquet: corrupt",)))
+    assert str(stats).splitlines()[-1] == "  skipped: jan.parquet: corrupt"

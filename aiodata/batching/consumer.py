@@ -149,8 +149,9 @@ class Consumer:
             self._close()
             return
         loop = self._loops[0]
-        if not loop.is_running():
+        if not loop.is_running():  # Perhaps it never will be again.
             self._feed.leave()
+            self._close()
         try:
             loop.call_soon_threadsafe(self._end)
         except RuntimeError:  # The loop is closed, and with it every task of the run.

@@ -50,7 +50,10 @@ class Pipeline(Protocol):
         """What the user's function failed with, known before the run has ended."""
 
     async def run(self, bundles: BundleSource) -> None:
-        """Work until the end of the bundles, beside whoever calls `next`."""
+        """Work beside whoever calls `next`, until the last batch has been taken and another one was asked for.
+
+        A supply that goes on for as long as this is told of the last rows too.
+        """
 
     def take(self) -> Any:
         """Return the next batch if that takes no wait, else `PENDING`."""
@@ -87,6 +90,7 @@ class DirectPipeline:
         self._ahead = AheadStage(cut_in_thread, None, self._fail, max_ahead=max(1, options.prefetch_batches))
         self._is_ahead = False
         self._decided = anyio.Event()
+        self._is_used_up = anyio.Event()
         self._cutting_s = 0.0
         self._rows_ahead = 0
         # Without a batch size, every batch is waited for, and `next` says that the one before is finished.
@@ -123,6 +127,7 @@ class DirectPipeline:
                 await self._decided.wait()
                 if self._is_ahead:
                     await self._ahead.run()
+                    await self._is_used_up.wait()
 
     async def next(self) -> Any:
         """Return the next batch, or `END`; cancelled, it takes nothing."""
@@ -133,7 +138,10 @@ class DirectPipeline:
         self.window.report.tell()
         if self._is_ahead:
             item = await self._ahead.next()
-            return item if isinstance(item, Signal) else self._hand_over(item)
+            if isinstance(item, Item):
+                return self._hand_over(item)
+            self._is_used_up.set()
+            return item
         self._cutting_s = -self._cutter.cutting_s
         batch = await self._cutter.next()
         self._cutting_s += self._cutter.cutting_s
@@ -161,6 +169,7 @@ class DirectPipeline:
         """Let go of everything."""
         self.failure = None
         self._decided.set()
+        self._is_used_up.set()
         self._ahead.close()
         self._cutter.close()
 
@@ -176,6 +185,7 @@ class DirectPipeline:
 
     def _fail(self, error: TaskError) -> None:
         self.failure = error.with_traceback(None)
+        self._is_used_up.set()
         self._ahead.end()
 
 
@@ -195,6 +205,7 @@ class StagedPipeline:
         self._cutter = Cutter(options, self.window, epoch=epoch, grace_s=grace_s, is_direct=False)
         self._stages = self._make_stages(options, is_ordered=is_ordered, grace_s=grace_s)
         self._scope = anyio.CancelScope()
+        self._is_used_up = anyio.Event()
         self._last = self._stages[-1]
         self._finished = FinishedRows()
         self.failure: TaskError | None = None
@@ -211,13 +222,14 @@ class StagedPipeline:
         return self.window.is_complete and all(stage.is_complete for stage in self._stages)
 
     async def run(self, bundles: BundleSource) -> None:
-        """Fetch, cut, collate and finalize until the end of the bundles."""
+        """Fetch, cut, collate and finalize, until the user has every batch and asks for another one."""
         await self._cutter.prepare()
         with self._scope, self.window.report.to(bundles, lambda: self.finished_rows):
             async with anyio.create_task_group() as group:
                 group.start_soon(self.window.run, bundles)
                 for stage in self._stages:
                     group.start_soon(stage.run)
+                await self._is_used_up.wait()
 
     def take(self) -> Any:
         """Return the next batch if it is ready, else `PENDING`."""
@@ -229,7 +241,10 @@ class StagedPipeline:
         self._finished.ask()
         self.window.report.tell()
         item = await self._last.next()
-        return item if isinstance(item, Signal) else self._hand_over(item)
+        if isinstance(item, Item):
+            return self._hand_over(item)
+        self._is_used_up.set()
+        return item
 
     def note_hold(self) -> None:
         """Go on as before: all is done ahead already."""
@@ -243,6 +258,7 @@ class StagedPipeline:
     def close(self) -> None:
         """Let go of everything."""
         self.failure = None
+        self._is_used_up.set()
         for stage in self._stages:
             stage.close()
         self._cutter.close()
@@ -283,12 +299,13 @@ class BundlePipeline:
         self._send, self._receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
         self._arrived = Wakeup()
         self._report = FinishedReport()
+        self._is_used_up = anyio.Event()
         self.rows = 0
         self.finished_rows = 0
         self.is_complete = False
 
     async def run(self, bundles: BundleSource) -> None:
-        """Hand on bundles until their end."""
+        """Hand on bundles, until the user has all and asks for another one."""
         with cleared_frames(), self._report.to(bundles, lambda: self.finished_rows):
             await self._run(bundles)
 
@@ -301,6 +318,7 @@ class BundlePipeline:
             self._report.tell()
         self.is_complete = True
         self.end()
+        await self._is_used_up.wait()
 
     def take(self) -> Any:
         """Return the next bundle if it is there, else `PENDING`."""
@@ -310,6 +328,8 @@ class BundlePipeline:
         except anyio.WouldBlock:
             return Signal.PENDING
         except (anyio.EndOfStream, anyio.ClosedResourceError):
+            self._report.tell()
+            self._is_used_up.set()
             return Signal.END
         self.rows += bundle.num_rows
         return bundle
@@ -331,6 +351,7 @@ class BundlePipeline:
 
     def close(self) -> None:
         """Let go of the bundles that wait."""
+        self._is_used_up.set()
         close_and_drop(self._receive)
         self.end()
 

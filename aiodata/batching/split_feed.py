@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import uuid
 from collections import deque
 from collections.abc import Awaitable, Callable
 from time import perf_counter
+from typing import Any
 
 import anyio
 import pyarrow as pa
@@ -48,38 +50,39 @@ class SplitFeed:
         self._service = service
         self._split_index = split_index
         self._splitting = splitting
-        self._leases: list[Lease] = []
+        # What this pass is known by, also before it has a lease.
+        self._consumer = uuid.uuid4().hex
         self._run = RunStats(runtime="ray")
+        # Held by its consumer, it tells the coordinator that this process is there.
+        self._token: Any = None
+        self._epoch: _SplitEpoch | None = None
 
     def stats(self) -> RunStats:
         """Return what the run behind it has done, once the split has come to the end of its epoch."""
         return self._run
 
     def leave(self) -> None:
-        """Tell the coordinator that the split wants no more, without waiting and without an event loop."""
-        for lease in self._leases:
-            self._service.tell("notify_split_finished", lease)
+        """Tell the coordinator that the split wants no more, without waiting and without an event loop; let all go."""
+        self._service.tell("leave", self._split_index, self._consumer)
+        self._let_go()
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Take the split, wait until the epoch begins, and give its bundles; tell the coordinator at the end."""
         options = self._splitting.execution
         async with choose_runtime(options)() as runtime:
-            # The coordinator knows by the token that this process is there.
-            lease, token = await self._service.call("join", self._split_index)
-            self._leases.append(lease)
             try:
+                lease, self._token = await self._service.call("join", self._split_index, self._consumer)
                 await self._await_epoch(lease)
                 part_bytes = max_held_bytes(options, runtime) // self._splitting.num_splits
-                epoch = _SplitEpoch(self._service, lease, runtime, part_bytes, self._note_run)
-                try:
-                    await epoch.run(consume)
-                finally:
-                    epoch.delivered.clear()
+                self._epoch = _SplitEpoch(self._service, lease, runtime, part_bytes, self._note_run)
+                await self._epoch.run(consume)
             finally:
-                with anyio.move_on_after(options.close_timeout_s, shield=True):
-                    await self._service.call("notify_split_finished", lease)
-                self._leases.clear()
-                del token
+                try:
+                    # Also where joining was cancelled, since the coordinator goes on with it.
+                    with anyio.move_on_after(options.close_timeout_s, shield=True):
+                        await self._service.call("leave", self._split_index, self._consumer)
+                finally:
+                    self._let_go()
 
     async def _await_epoch(self, lease: Lease) -> None:
         waited_s = 0.0
@@ -87,13 +90,19 @@ class SplitFeed:
         while absent := await self._service.call("start_epoch", lease, warn_s):
             waited_s += warn_s
             _logger.warning(
-                "split %d has waited %.0f s for epoch %d: %s of %d not there; every split needs a consumer",
+                "split %d has waited %.0f s for epoch %d: %s of %d %s not there; every split needs a consumer",
                 self._split_index,
                 waited_s,
                 lease.epoch,
-                describe_splits(absent) + (" is" if len(absent) == 1 else " are"),
+                describe_splits(absent),
                 self._splitting.num_splits,
+                "is" if len(absent) == 1 else "are",
             )
+
+    def _let_go(self) -> None:
+        self._token = None
+        if self._epoch is not None:
+            self._epoch.let_go()
 
     def _note_run(self, run: RunStats) -> None:
         self._run = run
@@ -139,6 +148,12 @@ class _SplitEpoch:
             # Tracebacks of cancelled calls refer to this until the garbage collection; the coordinator must not wait
             # for that, where this is the last handle.
             del self._service, self._on_end
+            self.let_go()
+
+    def let_go(self) -> None:
+        """Drop the bundles that were not taken."""
+        self.delivered.clear()
+        self._replies.clear()
 
     async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
         """Return the next bundle, None at the end."""

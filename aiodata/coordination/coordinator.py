@@ -6,34 +6,26 @@ that consumers in other processes call. Nothing in its protocol needs shared mem
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import BlockRef, RefBundle
-from aiodata.concurrency import News, Wakeup, cleared_frames, close_and_drop, receive
+from aiodata.concurrency import News, Wakeup, cleared_frames
+from aiodata.coordination.distribution import Distribution, Execute
 from aiodata.coordination.epoch import DELIVERY_BYTES, EpochPhase, EpochState
-from aiodata.coordination.lease import Lease, Ledger
+from aiodata.coordination.gathering import Gathering, describe_splits
+from aiodata.coordination.lease import Lease
 from aiodata.errors import BarrierTimeoutError, EpochError, SplitBusyError, SplitLostError
 from aiodata.options import SplitOptions
-from aiodata.stats import CoordinatorStats, RunStats, SplitStats
-
-# Runs one execution, sending its bundles.
-Execute = Callable[[MemoryObjectSendStream[RefBundle]], Coroutine[Any, Any, None]]
+from aiodata.stats import CoordinatorStats, RunStats
 
 # Returns what a consumer keeps for as long as it is there; the function is called when it is gone. See
 # `aiodata.runtime.hosting`.
 NewToken = Callable[[Callable[[], None]], Any]
-
-# Absent splits that a message names.
-_MAX_NAMES = 20
-
-# Bundles that are worth asking for at once; so many may wait between the execution and the splits.
-MAX_BUNDLES = 16
 
 # How long a consumer waits for the one before it to leave, in seconds: one that has died is noticed within that time.
 _BUSY_AFTER_S = 4.0
@@ -57,15 +49,6 @@ class Delivery:
 
 
 _END = Delivery((), is_end=True)
-
-
-@dataclass(slots=True)
-class _Gathering:
-    """An epoch that is to come: its state, when each split arrived, and the word that it has begun, or never will."""
-
-    state: EpochState
-    arrived_at: dict[int, float]
-    opened: anyio.Event
 
 
 class Coordinator:
@@ -112,6 +95,8 @@ class Coordinator:
         self._running: EpochState | None = None
         self._latest: EpochState | None = None
         self._gathering = self._gather(0, set())
+        # The latest one that did not come about, for those who have not heard of that.
+        self._failed: Gathering | None = None
         self._num_leases = 0
         self._changed = Wakeup()
         self._answered = [News() for _ in range(num_splits)]
@@ -131,12 +116,15 @@ class Coordinator:
         Raises:
             ExceptionGroup: The execution failed.
         """
-        async with anyio.create_task_group() as self._watchers:
-            while num_epochs is None or self._gathering.state.epoch < num_epochs:
-                while self._gathering.state.absent or not self._gathering.state.leases:
-                    await self._changed.wait()
-                await self._serve_epoch()
-            self._watchers.cancel_scope.cancel()
+        try:
+            async with anyio.create_task_group() as self._watchers:
+                while num_epochs is None or self._gathering.state.epoch < num_epochs:
+                    while self._gathering.state.absent or not self._gathering.state.leases:
+                        await self._changed.wait()
+                    await self._serve_epoch()
+                self._watchers.cancel_scope.cancel()
+        finally:
+            self._watchers = None
 
     async def join(self, split_index: int) -> tuple[Lease, Any]:
         """Take a split, for the next epoch or for the rest of one whose consumer was lost.
@@ -155,12 +143,14 @@ class Coordinator:
                 await self._left.wait()
             self._num_leases += 1
             lease = Lease(state.epoch, split_index, self._num_leases)
-            state.arrive(lease)
+            token = self._new_token and self._new_token(lambda: self._on_released(lease))
             if state is self._gathering.state:
-                self._gathering.arrived_at[split_index] = anyio.current_time()
+                self._gathering.arrive(lease)
+            else:
+                state.arrive(lease)
             self._changed.set()
             self._settle(state)
-            return lease, self._new_token and self._new_token(lambda: self._on_released(lease))
+            return lease, token
         raise SplitBusyError(
             f"split {split_index} has a live consumer already; each split is for one consumer at a time: close the "
             "other one's iterator, or use another split"
@@ -177,22 +167,20 @@ class Coordinator:
             BarrierTimeoutError: Not all splits arrived in time; the lease has ended.
             SplitLostError: A split was lost, and all are to be told; or this one was taken for lost.
         """
-        gathering = self._gathering
+        gathering = self._gathering_of(lease)
         if lease.epoch != gathering.state.epoch:
             self._check_held(lease)
             return ()
-        timeout_s = self._options.barrier_timeout_s
-        late_at = float("inf") if timeout_s is None else gathering.arrived_at[lease.split_index] + timeout_s
-        with anyio.move_on_at(min(anyio.current_time() + within_s, late_at)):
-            await gathering.opened.wait()
+        is_late = await gathering.wait(lease.split_index, within_s, self._options.barrier_timeout_s, self._left)
         if gathering.state.failure is not None:
             raise gathering.state.failure.with_traceback(None)
         absent = tuple(gathering.state.absent)
-        if absent and anyio.current_time() >= late_at:
+        if absent and is_late:
             self.notify_split_finished(lease)
             raise BarrierTimeoutError(
-                f"epoch {lease.epoch} did not begin within {timeout_s:g} s: {describe_splits(absent)} of "
-                f"{self._num_splits} did not arrive; see that every split has a consumer that iterates over it"
+                f"epoch {lease.epoch} did not begin within {self._options.barrier_timeout_s:g} s: "
+                f"{describe_splits(absent)} of {self._num_splits} did not arrive; see that every split has a consumer "
+                "that iterates over it"
             )
         self._check_held(lease)
         return absent
@@ -224,14 +212,12 @@ class Coordinator:
         """
         if not self._is_current(lease):
             return _END
-        started = perf_counter()
         state = self._running
         assert state is not None
         state.acknowledge(lease.split_index, acked_rows, prefetched_bytes)
         state.ask(lease.split_index, sequence, max_bundles)
         self._changed.set()
         self._settle(state)
-        self._overhead_s += perf_counter() - started
         ledger = state.ledgers[lease.split_index]
         while self._is_current(lease):
             if (bundles := ledger.delivery(sequence)) is not None:
@@ -262,7 +248,7 @@ class Coordinator:
     def fail(self, error: Exception) -> None:
         """Have the consumers of the running epoch raise an error."""
         if self._running is not None:
-            self._running.failure = self._running.failure or error
+            self._running.fail(error)
             self._scope.cancel()
             self._tell_all()
 
@@ -277,13 +263,13 @@ class Coordinator:
             epoch=state.epoch,
             phase=state.phase.name.lower(),
             absent=tuple(self._gathering.state.absent),
-            splits=tuple(_split_stats(split, ledger) for split, ledger in enumerate(state.ledgers)),
+            splits=tuple(ledger.stats() for ledger in state.ledgers),
             dropped_rows=state.dropped_rows,
             overhead_s=self._overhead_s,
             run=run,
         )
 
-    def _gather(self, epoch: int, missing: set[int]) -> _Gathering:
+    def _gather(self, epoch: int, missing: set[int]) -> Gathering:
         state = EpochState(
             epoch,
             self._num_splits,
@@ -294,64 +280,24 @@ class Coordinator:
             delivery_bytes=self._delivery_bytes,
             missing=missing,
         )
-        return _Gathering(state, {}, anyio.Event())
+        return Gathering(state)
 
     async def _serve_epoch(self) -> None:
         """Run the epoch that all have arrived at, up to its end."""
         begun = self._gathering
         self._running = self._latest = state = begun.state
-        state.start()
         self._gathering = self._gather(state.epoch + 1, state.missing)
-        begun.opened.set()
+        begun.open()
+        self._left.tell()
         try:
             with anyio.CancelScope() as self._scope, cleared_frames():
-                await self._run_epoch(state)
+                await Distribution(state, self._node_of, self._changed, self._settle).run(self._execute)
             while state.phase is not EpochPhase.ENDED:
                 await self._changed.wait()
         finally:
             state.drop()
         self._running = None
         self._tell_all()
-
-    async def _run_epoch(self, state: EpochState) -> None:
-        send, bundles = anyio.create_memory_object_stream[RefBundle](MAX_BUNDLES)
-        with send:
-            async with anyio.create_task_group() as group:
-                group.start_soon(self._execute, send)
-                try:
-                    await self._distribute(state, bundles)
-                finally:
-                    close_and_drop(bundles)
-                group.cancel_scope.cancel()
-
-    async def _distribute(self, state: EpochState, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
-        """Give each bundle to a split that asks; take none that nobody asks for."""
-        while await self._someone_wants(state):
-            try:
-                self._offer(state, await receive(bundles))
-            except anyio.EndOfStream:
-                state.exhaust()
-                self._settle(state)
-                return
-            started = perf_counter()
-            for _ in range(state.num_wanted):
-                try:
-                    self._offer(state, bundles.receive_nowait())
-                except (anyio.WouldBlock, anyio.EndOfStream):
-                    break
-            self._settle(state)
-            self._overhead_s += perf_counter() - started
-
-    def _offer(self, state: EpochState, bundle: RefBundle) -> None:
-        state.offer(bundle, self._node_of(bundle.ref))
-
-    async def _someone_wants(self, state: EpochState) -> bool:
-        """Wait until a split asks; return whether one does, as all may finish instead."""
-        while not state.num_wanted:
-            if state.phase is EpochPhase.ENDED:
-                return False
-            await self._changed.wait()
-        return True
 
     def _open_to(self, split_index: int) -> EpochState | None:
         """Return the epoch that a new consumer of a split can join, if there is one."""
@@ -363,6 +309,18 @@ class Coordinator:
             if lease is not None and running.is_live(lease):
                 return None
         return gathering if gathering.can_arrive(split_index) else None
+
+    def _gathering_of(self, lease: Lease) -> Gathering:
+        """Return what a lease waits for; the epoch that is to come, where it waits for nothing.
+
+        Raises:
+            SplitLostError: Its consumer was taken for lost.
+        """
+        if self._failed is not None and self._failed.state.leases.get(lease.split_index) == lease:
+            return self._failed
+        if lease.epoch == self._gathering.state.epoch:
+            self._check_held(lease)
+        return self._gathering
 
     def _is_current(self, lease: Lease) -> bool:
         """Whether a lease is of the running epoch, and goes on.
@@ -412,12 +370,12 @@ class Coordinator:
             self._running.lose(split, failure)
             if self._running.failure is not None:
                 self._scope.cancel()
+                self._tell_all()
                 # Who has had its part of this epoch already waits for the next one, to which nobody may come.
                 self._fail_gathering(failure)
             if split in self._running.missing and gathering.state.can_arrive(split):
-                gathering.state.missing.add(split)
+                gathering.state.lose(split, failure)
             self._note_left(self._running, split)
-            self._tell_all()
         elif gathering.state.is_live(lease):
             gathering.state.lose(split, failure)
             if gathering.state.failure is not None:
@@ -426,10 +384,9 @@ class Coordinator:
 
     def _fail_gathering(self, failure: Exception) -> None:
         """Have those who wait for the next epoch raise an error; others may gather for it."""
-        gathering = self._gathering
-        gathering.state.failure = failure
-        self._gathering = self._gather(gathering.state.epoch, set())
-        gathering.opened.set()
+        self._failed = self._gathering
+        self._gathering = self._gather(self._failed.state.epoch, set())
+        self._failed.fail(failure)
 
     def _note_left(self, state: EpochState, split_index: int) -> None:
         self._answered[split_index].tell()
@@ -441,30 +398,13 @@ class Coordinator:
 
     def _settle(self, state: EpochState) -> None:
         """Assign what there is, and answer those who got something."""
+        started = perf_counter()
         for split in state.assign():
             self._answered[split].tell()
+        self._overhead_s += perf_counter() - started
 
     def _tell_all(self) -> None:
         for answered in self._answered:
             answered.tell()
         self._left.tell()
         self._changed.set()
-
-
-def describe_splits(splits: Sequence[int]) -> str:
-    """Name splits, not too many of them."""
-    names = ", ".join(map(str, splits[:_MAX_NAMES])) + (", ..." if len(splits) > _MAX_NAMES else "")
-    return f"split {names}" if len(splits) == 1 else f"{len(splits)} splits ({names})"
-
-
-def _split_stats(split_index: int, ledger: Ledger) -> SplitStats:
-    return SplitStats(
-        split_index=split_index,
-        rows=ledger.rows,
-        bundles=ledger.bundles,
-        bytes=ledger.bytes,
-        acked_rows=ledger.acked_rows,
-        unacked_rows=ledger.unacked_rows,
-        prefetched_bytes=ledger.prefetched_bytes,
-        wait_s=ledger.wait_s,
-    )

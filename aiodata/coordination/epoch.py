@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import heapq
 from collections import deque
 from collections.abc import Iterable, Sequence
 
@@ -27,8 +28,9 @@ class EpochPhase(enum.Enum):
 class EpochState:
     """One epoch over `num_splits` splits.
 
-    Without `equal`, whoever asks first gets the next bundle. With it, a split gets whole bundles as long as it stays
-    within its part of the rows that were seen, and narrowed ones where that is the only way.
+    Without `equal`, whoever asks first gets the next bundle. With it, whoever has the fewest rows does: a split gets
+    whole bundles as long as it stays within its part of the rows that were seen, and narrowed ones where that is the
+    only way. What an event costs does not depend on the number of splits.
 
     Args:
         epoch: The epoch's number, from 0.
@@ -46,6 +48,7 @@ class EpochState:
         failure: Why the epoch has failed, if it has.
         dropped_rows: Rows that nobody gets, so that all get the same number.
         missing: Splits that the epoch goes on without.
+        live: Splits that have a consumer, or wait for one.
     """
 
     def __init__(
@@ -77,13 +80,22 @@ class EpochState:
         # Splits that wait for another consumer.
         self._lost: set[int] = set()
         self.missing = set(missing)
+        self.live = set(range(num_splits)) - self.missing
         self._await_all_if_none()
         # Splits that were told that they get nothing more.
         self._told: set[int] = set()
-        self._line: deque[int] = deque()
+        # Splits that wait, and the number of their place; the places by rank, of which those that were left are stale.
+        self._line: dict[int, int] = {}
+        self._places: list[tuple[int, int, int]] = []
+        self._num_places = 0
         # What nobody has yet: bundles, and the node that each is on.
         self._pool: deque[tuple[RefBundle, str | None]] = deque()
+        self._pool_rows = 0
+        # Rows that are to be shared equally, and of these those that splits had which are missing now, or which have
+        # finished, with what was passed over for them.
         self._seen_rows = 0
+        self._gone_rows = 0
+        self._finished_rows = 0
         self._exhausted = False
 
     @property
@@ -91,24 +103,17 @@ class EpochState:
         """Where the epoch is in its life."""
         if not self._is_started:
             return EpochPhase.GATHERING
-        is_over = len(self._finished | self.missing) == self.num_splits
-        return EpochPhase.ENDED if is_over else EpochPhase.RUNNING
+        return EpochPhase.RUNNING if self.live else EpochPhase.ENDED
 
     @property
     def absent(self) -> list[int]:
         """Splits that the epoch waits for."""
-        return [split for split in range(self.num_splits) if split not in self.leases and split not in self.missing]
-
-    @property
-    def live(self) -> list[int]:
-        """Splits that have a consumer, or wait for one."""
-        return [split for split in range(self.num_splits) if split not in self._finished | self.missing]
+        return sorted(self.live - self.leases.keys())
 
     def is_live(self, lease: Lease) -> bool:
         """Whether a consumer has its split."""
         split = lease.split_index
-        gone = self._finished | self._lost | self.missing
-        return self.leases.get(split) == lease and split not in gone
+        return split in self.live and split not in self._lost and self.leases.get(split) == lease
 
     def has_ended(self, split_index: int) -> bool:
         """Whether a split has had everything, and can be told so, or has said that it wants no more."""
@@ -127,6 +132,7 @@ class EpochState:
     def arrive(self, lease: Lease) -> None:
         """Note that a split has a consumer; in a running epoch it goes on with what another has not acknowledged."""
         self.leases[lease.split_index] = lease
+        self.live.add(lease.split_index)
         for splits in (self._lost, self.missing, self._told):
             splits.discard(lease.split_index)
 
@@ -146,6 +152,7 @@ class EpochState:
     def offer(self, bundle: RefBundle, node: str | None = None) -> None:
         """Take a bundle, which lies on that node, to be assigned."""
         self._seen_rows += bundle.num_rows
+        self._pool_rows += bundle.num_rows
         self._pool.append((bundle, node))
 
     def exhaust(self) -> None:
@@ -153,30 +160,33 @@ class EpochState:
         self._exhausted = True
 
     def assign(self) -> list[int]:
-        """Give splits that wait what there is, the longest waiting first; return those that need wait no more."""
+        """Give splits that wait what there is; return those that need wait no more."""
+        if not self._line:
+            return []
         self._pass_over()
-        served: list[int] = []
-        for split in list(self._line):
-            if bundles := self._pick(split):
-                self.ledgers[split].deliver(bundles)
-            elif self._is_at_end(split):
-                self._told.add(split)
-            else:
-                continue
-            served.append(split)
-            self._line.remove(split)
-            if bundles:
-                self._line_up(split)
-        return served
+        served: dict[int, None] = {}
+        # Where the first in line can be given nothing, no other can.
+        while (split := self._first_in_line()) is not None and (bundles := self._pick(split)):
+            self._leave_line(split)
+            self.ledgers[split].deliver(bundles)
+            self._line_up(split)
+            served[split] = None
+        for split in self._at_end():
+            self._leave_line(split)
+            self._told.add(split)
+            served[split] = None
+        return list(served)
 
     @property
     def num_wanted(self) -> int:
         """Bundles that could be assigned at once if they were offered, more or less; 0: none."""
-        if self._exhausted or not self._line:
+        first = self._first_in_line()
+        if self._exhausted or first is None:
             return 0
         if self._equal:
-            return max(0, len(self.live) - len(self._pool))
-        return max(1, sum(self.ledgers[split].wanted for split in self._line) - len(self._pool))
+            # Where nobody may have what there is, it takes no room from what they could have.
+            return max(int(self._is_undivided), len(self.live) - len(self._pool))
+        return max(1, self.ledgers[first].wanted + len(self._line) - 1 - len(self._pool))
 
     def acknowledge(self, split_index: int, acked_rows: int, prefetched_bytes: int) -> None:
         """Note what a split is done with, in rows, and what it holds ahead, in bytes.
@@ -194,72 +204,112 @@ class EpochState:
         """
         if not self._is_started:
             self.leases.pop(split_index, None)
-            return
-        self._finished.add(split_index)
-        self._lost.discard(split_index)
-        self.ledgers[split_index].drop()
-        self._leave_line(split_index)
+        elif split_index in self.live:
+            self._leave(split_index)
+            self._finished.add(split_index)
+            self._finished_rows += self.ledgers[split_index].rows
+            self.ledgers[split_index].drop()
+            self._pass_over()
 
     def lose(self, split_index: int, failure: Exception) -> None:
-        """Note that a split's consumer is gone without a word.
+        """Note that a split's consumer is gone without a word; of one that has finished, that changes nothing.
 
         Args:
             split_index: The split.
             failure: What everybody is told, if everybody is.
         """
-        self._leave_line(split_index)
-        match self.on_split_lost:
-            case "raise":
-                self.failure = self.failure or failure
-                self.finish(split_index)
-            case "wait" if self._is_started:
-                self._lost.add(split_index)
-                self.ledgers[split_index].reserve()
-            case "wait":
-                self.leases.pop(split_index, None)
-            case "redistribute":
-                self.missing.add(split_index)
-                if not self._is_started:
-                    self.leases.pop(split_index, None)
-                    self._await_all_if_none()
-                returned = self.ledgers[split_index].give_back()
-                self._pool.extendleft((bundle, None) for bundle in reversed(returned))
+        if split_index not in self.live:
+            return
+        if self.on_split_lost == "raise":
+            self.fail(failure)
+        if self.failure is not None:
+            # Nobody gets anything more, so there is nothing to wait for.
+            self.finish(split_index)
+        elif self.on_split_lost == "redistribute":
+            self._go_without(split_index)
+        elif self._is_started:
+            self._leave_line(split_index)
+            self._lost.add(split_index)
+            self.ledgers[split_index].reserve()
+        else:
+            self.leases.pop(split_index, None)
+
+    def fail(self, failure: Exception) -> None:
+        """Note why nobody gets anything more; the first reason counts. No lost consumer is waited for any more."""
+        self.failure = self.failure or failure
+        self._clear_pool()
+        for split in list(self._lost):
+            self.finish(split)
 
     def drop(self) -> None:
         """Let go of all bundles."""
-        self._pool.clear()
+        self._clear_pool()
         for ledger in self.ledgers:
             ledger.drop()
 
+    def _go_without(self, split_index: int) -> None:
+        """Give the others what a split has not acknowledged."""
+        self._leave(split_index)
+        self.missing.add(split_index)
+        if not self._is_started:
+            self.leases.pop(split_index, None)
+            self._await_all_if_none()
+        ledger = self.ledgers[split_index]
+        returned = ledger.give_back()
+        self._gone_rows += ledger.rows
+        self._pool.extendleft((bundle, None) for bundle in reversed(returned))
+        self._pool_rows += sum(bundle.num_rows for bundle in returned)
+
     def _await_all_if_none(self) -> None:
         """Where the consumers of all splits were lost, the epoch waits for new ones."""
-        if len(self.missing) == self.num_splits:
+        if not self.live:
             self.missing.clear()
+            self.live.update(range(self.num_splits))
+
+    def _leave(self, split_index: int) -> None:
+        self._leave_line(split_index)
+        for splits in (self.live, self._lost, self._told):
+            splits.discard(split_index)
 
     def _line_up(self, split_index: int) -> None:
-        if self.ledgers[split_index].wanted and split_index not in self._line:
-            self._line.append(split_index)
+        """Put a split behind all who wait; before them if something is reserved for it, or if it has fewer rows."""
+        ledger = self.ledgers[split_index]
+        if not ledger.wanted or split_index in self._line:
+            return
+        rank = -1 if ledger.reserved else ledger.rows if self._equal else 0
+        self._num_places += 1
+        self._line[split_index] = self._num_places
+        heapq.heappush(self._places, (rank, self._num_places, split_index))
 
     def _leave_line(self, split_index: int) -> None:
-        if split_index in self._line:
-            self._line.remove(split_index)
+        self._line.pop(split_index, None)
 
-    def _is_at_end(self, split_index: int) -> bool:
-        if not self._exhausted or self.ledgers[split_index].reserved or (self._pool and self._allowed(split_index)):
-            return False
-        return self._equal or self.on_split_lost != "redistribute" or self._may_leave(split_index)
+    def _first_in_line(self) -> int | None:
+        while self._places:
+            _, place, split = self._places[0]
+            if self._line.get(split) == place:
+                return split
+            heapq.heappop(self._places)
+        return None
 
-    def _may_leave(self, split_index: int) -> bool:
-        """Whether a split that has had everything may go, though what others leave may become its own.
+    def _at_end(self) -> list[int]:
+        """Return those in line who can be told that they get nothing more; called when they have had what there is.
 
-        Nobody goes before all have had everything, and the last one stays until the others have gone.
+        What a lost one leaves may become another's. So with `redistribute` nobody goes before all have had everything,
+        and the last one stays until the others have gone; with `equal` nobody can have more than the others, so that
+        one need not stay.
         """
-        others = [split for split in self.live if split != split_index]
-        have_had_all = all(split in self._line or split in self._told for split in others)
-        return not others or (have_had_all and split_index != max(self.live))
+        if not self._exhausted:
+            return []
+        if self.on_split_lost != "redistribute":
+            return list(self._line)
+        if self._pool or len(self._line.keys() | self._told) < len(self.live):
+            return []
+        last = max(self.live)
+        return [split for split in self._line if self._equal or split != last or len(self.live) == 1]
 
     def _pick(self, split_index: int) -> list[RefBundle]:
-        """Take a split's next bundles out of what there is, as far as they are its part."""
+        """Take the next bundles of the first in line out of what there is, as far as they are its part."""
         ledger = self.ledgers[split_index]
         max_bundles = ledger.wanted
         if not ledger.reserved:
@@ -273,6 +323,7 @@ class EpochState:
             elif self._pool and (drawn := self._draw(split_index)) is not None:
                 bundle = drawn
                 ledger.rows += bundle.num_rows
+                self._pool_rows -= bundle.num_rows
             else:
                 break
             picked.append(bundle)
@@ -300,23 +351,32 @@ class EpochState:
         self._pool[0] = bundle.skip(allowed), node
         return bundle.head(allowed)
 
+    @property
+    def _part_rows(self) -> int:
+        """Rows that each split is to have of those that were seen; never fewer than before."""
+        return (self._seen_rows - self._gone_rows) // self._num_sharing
+
+    @property
+    def _num_sharing(self) -> int:
+        return max(1, self.num_splits - len(self.missing))
+
+    @property
+    def _is_undivided(self) -> bool:
+        """Whether all have their parts, so that what is left, if anything, are fewer rows than splits."""
+        return self._pool_rows == (self._seen_rows - self._gone_rows) % self._num_sharing
+
     def _allowed(self, split_index: int) -> int:
-        """Return how many rows of the pool a split may have."""
-        if not self._equal:
-            return self._seen_rows
-        gone_rows = sum(self.ledgers[split].rows for split in self.missing)
-        part = (self._seen_rows - gone_rows) // max(1, self.num_splits - len(self.missing))
-        return max(0, part - self.ledgers[split_index].rows)
+        """Return how many rows of the pool a split may have, so that all get the same number."""
+        return self._part_rows - self.ledgers[split_index].rows
 
     def _pass_over(self) -> None:
         """Let go of what nobody gets: the parts of splits that have finished, and rows that can not be divided."""
         if not self._equal:
             return
-        for split in self._finished:
-            rows = self._discard(self._allowed(split))
-            self.ledgers[split].rows += rows
-        if self._exhausted and not any(self._allowed(split) for split in self.live):
-            self.dropped_rows += self._discard(self._seen_rows)
+        self._finished_rows += self._discard(len(self._finished) * self._part_rows - self._finished_rows)
+        if self._exhausted and self._is_undivided:
+            self._seen_rows -= self._pool_rows
+            self.dropped_rows += self._discard(self._pool_rows)
 
     def _discard(self, num_rows: int) -> int:
         """Drop rows of the pool, so many at most; return how many."""
@@ -326,4 +386,9 @@ class EpochState:
             if bundle.num_rows > left:
                 self._pool.appendleft((bundle.skip(left), node))
             left -= min(left, bundle.num_rows)
+        self._pool_rows -= num_rows - left
         return num_rows - left
+
+    def _clear_pool(self) -> None:
+        self._pool.clear()
+        self._pool_rows = 0

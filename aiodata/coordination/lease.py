@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from aiodata.bundle import RefBundle
 from aiodata.errors import EpochError
+from aiodata.stats import SplitStats
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,6 +148,19 @@ class Ledger:
         """Let go of all bundles."""
         self.reserved.clear()
         self._end_lease()
+
+    def stats(self) -> SplitStats:
+        """Return a snapshot."""
+        return SplitStats(
+            split_index=self._split_index,
+            rows=self.rows,
+            bundles=self.bundles,
+            bytes=self.bytes,
+            acked_rows=self.acked_rows,
+            unacked_rows=self.unacked_rows,
+            prefetched_bytes=self.prefetched_bytes,
+            wait_s=self.wait_s,
+        )
 
     def _end_lease(self) -> None:
         self._unacked.clear()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import anyio
 import pyarrow as pa
@@ -85,14 +86,43 @@ class CoordinatorService:
         self._schema: pa.Schema | None = None
         # Set when the short run that learns the schema has ended, while there is one.
         self._learning: anyio.Event | None = None
-        self.join = self._coordinator.join
+        # By consumer: what ends its wait for a split. By split: who has had it last.
+        self._joining: dict[str, anyio.CancelScope] = {}
+        self._joined: dict[int, tuple[str, Lease]] = {}
         self.start_epoch = self._coordinator.start_epoch
         self.acknowledge = self._coordinator.acknowledge
-        self.notify_split_finished = self._coordinator.notify_split_finished
 
     async def serve(self) -> None:
         """Run epochs, one after the other, until cancelled."""
         await self._coordinator.serve()
+
+    async def join(self, split_index: int, consumer: str) -> tuple[Lease, Any]:
+        """Take a split, under a name by which the consumer can leave before it has the answer. See the coordinator's.
+
+        Raises:
+            EpochError: It has left meanwhile.
+        """
+        with anyio.CancelScope() as scope:
+            self._joining[consumer] = scope
+            try:
+                lease, token = await self._coordinator.join(split_index)
+                if not scope.cancel_called:
+                    self._joined[split_index] = consumer, lease
+                    return lease, token
+                # The split and the word that nobody wants it came in the same turn of the loop.
+                self._coordinator.notify_split_finished(lease)
+            finally:
+                # Where the service could not be reached for a moment, the call is made again.
+                self._joining.pop(consumer, None)
+        raise EpochError(f"this consumer of split {split_index} has left before it had the split")
+
+    def leave(self, split_index: int, consumer: str) -> None:
+        """Say that a consumer wants no more, or does not want the split that it waits for; repeats are harmless."""
+        if (scope := self._joining.get(consumer)) is not None:
+            scope.cancel()
+        name, lease = self._joined.get(split_index, (None, None))
+        if name == consumer and lease is not None:
+            self._coordinator.notify_split_finished(lease)
 
     async def next_bundles(
         self, lease: Lease, sequence: int, max_bundles: int, acked_rows: int, prefetched_bytes: int

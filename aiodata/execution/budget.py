@@ -48,7 +48,8 @@ class ByteBudget:
     def add(self, num_bytes: int) -> None:
         """Count a block that is there."""
         self.live_bytes += num_bytes
-        self.peak_live_bytes = max(self.peak_live_bytes, self.live_bytes)
+        if self.live_bytes > self.peak_live_bytes:
+            self.peak_live_bytes = self.live_bytes
 
     def remove(self, num_bytes: int) -> None:
         """Count a block no more: its last reference is gone."""

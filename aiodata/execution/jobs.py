@@ -15,7 +15,7 @@ from aiodata.plan.work import Position
 _MAX_JOB_BYTES = 64 << 20
 
 # Blocks that one task is given, at most; each is an argument, which has to be resolved before the task starts.
-_MAX_JOB_BLOCKS = 32
+_MAX_JOB_BLOCKS = 128
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,14 +23,15 @@ _TASK_BYTES = 64 << 20
 _BLOCK_S = 0.1
 _TASK_S = 1.0
 
-# To start a task takes about so long in all, in seconds: work that takes less is not worth one of its own.
-_START_S = 0.02
+# To start a task takes about 20 ms in all, and the driver works a millisecond of them, for each of all workers: what
+# takes less than so many seconds is not worth a task of its own.
+_START_S = 0.05
 
 # Seconds of work that a task of several blocks is given: few enough that at the end of a run none is waited for long.
 _JOB_S = 0.5
 
-# No block is larger than this part of the run's byte budget, and no task's output larger than twice as much.
-_BLOCKS_PER_BUDGET = 16
+# No task's output is larger than this part of the run's byte budget; so no block is, either.
+_TASKS_PER_BUDGET = 8
 
 # Calls of a first task, whose speed is unknown, for each that may be in flight.
 _FIRST_TASK_CALLS = 8
@@ -54,12 +55,9 @@ class Pacing:
         self, target_block_bytes: int, budget_bytes: int, *, calls_user_code: bool, calls_in_flight: int = 1
     ) -> None:
         """Know nothing yet."""
-        share_bytes = max(1, budget_bytes // _BLOCKS_PER_BUDGET)
+        share_bytes = max(1, budget_bytes // _TASKS_PER_BUDGET)
         self._target_block_bytes = min(target_block_bytes, share_bytes)
-        # A task ends with the block that spends its allotment.
-        allotment = max(_TASK_BLOCKS * target_block_bytes, _TASK_BYTES)
-        self._task_bytes = max(1, min(allotment, 2 * share_bytes - self._target_block_bytes))
-        self.max_output_bytes = self._task_bytes + self._target_block_bytes
+        self.max_output_bytes = min(max(_TASK_BLOCKS * target_block_bytes, _TASK_BYTES), share_bytes)
         self._calls_user_code = calls_user_code
         self._calls_in_flight = calls_in_flight
         self._calls = 0
@@ -110,7 +108,7 @@ class Pacing:
             growth=_GROWTH,
             first_block_calls=first_block_calls,
             calls_per_block=calls_per_block,
-            task_bytes=self._task_bytes,
+            task_bytes=self.max_output_bytes,
             task_calls=task_calls,
         )
         if cuts != self._latest:

@@ -83,8 +83,9 @@ class TaskOperator:
         # Room that is left for the tasks of later operators: these must not have to wait for more to become free.
         self._headroom_bytes = min(num_later * self._pacing.max_output_bytes, run.budget.limit_bytes // 2)
         self._order = OutputOrder(preserve=run.options.preserve_order, max_jobs_ahead=workers.max_tasks)
-        self._max_waiting_bytes = workers.max_tasks * run.options.target_block_bytes
-        self._jobs = JobQueue(self._order, max(run.options.target_block_bytes, _MIN_JOB_BYTES))
+        max_job_bytes = max(run.options.target_block_bytes, _MIN_JOB_BYTES)
+        self._max_waiting_bytes = workers.max_tasks * max_job_bytes
+        self._jobs = JobQueue(self._order, max_job_bytes)
         self._jobs_complete = False
         self._running: dict[Task, DataOpTask] = {}
         self._ready: deque[DataOpTask] = deque()

@@ -46,7 +46,7 @@ class Cuts:
         growth: Factor from one block to the next.
         first_block_calls: Calls of user functions after which the first block is cut, whatever its size.
         calls_per_block: What that doubles up to.
-        task_bytes: Output bytes after which the task stops.
+        task_bytes: Output bytes that the task stops at, or before, if there is no room for half a block more.
         task_calls: Calls of user functions after which the task stops.
     """
 
@@ -57,6 +57,11 @@ class Cuts:
     calls_per_block: int
     task_bytes: int
     task_calls: int
+
+    def are_spent(self, produced_bytes: int, calls: int) -> bool:
+        """Return whether a task has produced enough, or called user functions often enough."""
+        is_last_block = produced_bytes > 0 and 2 * (self.task_bytes - produced_bytes) <= self.target_block_bytes
+        return is_last_block or calls >= self.task_calls
 
 
 @dataclass(frozen=True, slots=True)
@@ -223,8 +228,7 @@ class _Feed:
             yield rows, origin
 
     def _is_spent(self) -> bool:
-        cuts = self._work.cuts
-        return self.produced_bytes >= cuts.task_bytes or self._control.calls >= cuts.task_calls
+        return self._work.cuts.are_spent(self.produced_bytes, self._control.calls)
 
 
 def _slice_rows(cuts: Cuts, chain: Sequence[Transform]) -> int | None:
@@ -248,6 +252,7 @@ class _Cutter:
         self._feed = feed
         self._control = control
         self._target_bytes = cuts.target_block_bytes
+        self._task_bytes = cuts.task_bytes
         self._growth = cuts.growth
         self._max_calls = cuts.calls_per_block
         # Of the block that is being gathered: its rows, and when it is cut.
@@ -298,7 +303,8 @@ class _Cutter:
             return
         feed = self._feed
         feed.produced_bytes += num_bytes
-        self._size = feed.chunk_bytes = min(self._size * self._growth, self._target_bytes)
+        left_bytes = max(1, self._task_bytes - feed.produced_bytes)
+        self._size = feed.chunk_bytes = min(self._size * self._growth, self._target_bytes, left_bytes)
         self._calls_limit, self._calls = min(self._calls_limit * 2, self._max_calls), self._control.calls
         try:
             block = _gather(tables, self._name, self._source)

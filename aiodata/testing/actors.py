@@ -83,7 +83,7 @@ class SimulatedActor:
         task = SimulatedTask(self._host, self, work, refs, on_ready)
         if self._state is _State.LOST:
             # Not at once: whoever submits it does not know it yet.
-            self._host.agenda.after(0.0, task.lose)
+            self._host.agenda.after(0.0, SimulatedTask.lose, task)
         else:
             self._tasks[task] = None
         return task
@@ -108,7 +108,7 @@ class SimulatedActor:
     def start(self) -> None:
         """Begin to start: there is room."""
         self._state = _State.STARTING
-        self._host.agenda.after(self._start_s, self._on_started)
+        self._host.agenda.after(self._start_s, SimulatedActor._on_started, self)
 
     def request(self, waiter: Waiter) -> None:
         """Have a task wait for its turn."""

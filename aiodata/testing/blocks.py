@@ -39,9 +39,16 @@ class BlockStore:
     def put(self, table: pa.Table) -> SimulatedBlock:
         """Store a table; its rows are numbered on from those of the last one."""
         start, self._num_rows_put = self._num_rows_put, self._num_rows_put + table.num_rows
+        self.add(table.nbytes)
         block = SimulatedBlock(self, ((start, self._num_rows_put),), table.num_rows, table.nbytes)
         block.table = table
         return block
+
+    def add(self, num_bytes: int) -> None:
+        """Count a block: it is there from now on."""
+        self.live_bytes += num_bytes
+        if self.live_bytes > self.peak_live_bytes:
+            self.peak_live_bytes = self.live_bytes
 
     def release(self, num_bytes: int, on_released: Callable[[], None] | None) -> None:
         """Count a block no more; called wherever its last reference went, so the callback waits for the loop."""
@@ -66,7 +73,7 @@ class BlockStore:
 
 
 class SimulatedBlock:
-    """A block of a simulated run; its own reference.
+    """A block of a simulated run; its own reference. Its store has counted it before; it is counted out when it goes.
 
     Attributes:
         rows: The ids of its rows.
@@ -79,16 +86,13 @@ class SimulatedBlock:
     __slots__ = ("_store", "num_bytes", "num_rows", "on_released", "rows", "table")
 
     def __init__(self, store: BlockStore, rows: RowRanges, num_rows: int, num_bytes: int) -> None:
-        """Count as alive."""
+        """Wait to be counted out."""
         self._store = store
         self.rows = rows
         self.num_rows = num_rows
         self.num_bytes = num_bytes
         self.table: pa.Table | None = None
         self.on_released: Callable[[], None] | None = None
-        store.live_bytes += num_bytes
-        if store.live_bytes > store.peak_live_bytes:
-            store.peak_live_bytes = store.live_bytes
 
     def __del__(self) -> None:
         # Measured at 0.2 µs, half of what a weak reference with a callback takes.

@@ -14,8 +14,9 @@ from aiodata.bundle import BlockMetadata, BlockRef
 from aiodata.errors import ClosedError, OptionError
 from aiodata.options import at_least
 from aiodata.plan.nodes import Resources
+from aiodata.plan.pieces import Piece
 from aiodata.plan.transforms import Transform
-from aiodata.plan.work import OutputMetadata, TaskEnd, Work
+from aiodata.plan.work import OutputMetadata, Position, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.testing.actors import SimulatedActor
 from aiodata.testing.agenda import Agenda
@@ -228,9 +229,9 @@ class SimulatedStage:
         """Start an actor as soon as there is room for it."""
         return SimulatedActor(self, self._actor_share, self._actor_start_s, constructor_fails=self._constructor_fails)
 
-    def steps(self, work: Work, refs: Sequence[BlockRef]) -> Iterator[Step]:
+    def steps(self, pieces: Sequence[Piece], start: Position, refs: Sequence[BlockRef]) -> Iterator[Step]:
         """Return a task's steps."""
-        return make_steps(work, self._chain, refs)
+        return make_steps(pieces, start, self._chain, refs)
 
     def metadata(self, step: Step, seconds: float) -> OutputMetadata:
         """Return what is known of a step's output."""

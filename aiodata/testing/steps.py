@@ -7,9 +7,9 @@ from typing import NamedTuple
 
 from aiodata.bundle import BlockRef
 from aiodata.errors import OptionError
-from aiodata.plan.pieces import BlockPiece
+from aiodata.plan.pieces import BlockPiece, Piece
 from aiodata.plan.transforms import LimitRows, Transform
-from aiodata.plan.work import Position, Work
+from aiodata.plan.work import Position
 from aiodata.testing.blocks import RowRanges, SimulatedBlock, slice_rows
 from aiodata.testing.models import SimulatedMap, SimulatedPiece
 
@@ -52,13 +52,15 @@ def check_chain(chain: Sequence[Transform]) -> None:
             raise OptionError(f"{transform.name} can not be simulated; use a SimulatedMap")
 
 
-def make_steps(work: Work, chain: Sequence[Transform], refs: Sequence[BlockRef]) -> Iterator[Step]:
-    """Yield a task's steps, from the work's start to the end of its pieces: the same ones each time.
+def make_steps(
+    pieces: Sequence[Piece], start: Position, chain: Sequence[Transform], refs: Sequence[BlockRef]
+) -> Iterator[Step]:
+    """Yield a task's steps, from the start in its pieces to their end: the same ones each time.
 
     A task on blocks can stop between any two steps. One that reads can stop between blocks of the source.
     """
     first = chain[0] if chain and isinstance(chain[0], SimulatedMap) else None
-    steps = _first_steps(work, first, refs)
+    steps = _first_steps(pieces, start, first, refs)
     for transform in chain if first is None else chain[1:]:
         if isinstance(transform, LimitRows):
             steps = _limit(transform.num_rows, steps)
@@ -67,22 +69,35 @@ def make_steps(work: Work, chain: Sequence[Transform], refs: Sequence[BlockRef])
     return steps
 
 
-def _first_steps(work: Work, first: SimulatedMap | None, refs: Sequence[BlockRef]) -> Iterator[Step]:
-    """Read, and apply the chain's first map: a single generator, since thousands of tasks stand still in theirs."""
-    start = work.start
-    for index in range(start.piece, len(work.pieces)):
-        piece = work.pieces[index]
+def _first_steps(
+    pieces: Sequence[Piece], start: Position, first: SimulatedMap | None, refs: Sequence[BlockRef]
+) -> Iterator[Step]:
+    """Read, and apply the chain's first map.
+
+    Thousands of tasks stand still in theirs; so it is a single generator, and none of its variables is a step.
+    """
+    for index in range(start.piece, len(pieces)):
+        piece = pieces[index]
         first_unit, first_row = (start.unit, start.row) if index == start.piece else (0, 0)
         if isinstance(piece, SimulatedPiece):
             for unit in range(first_unit, piece.source.blocks_per_piece):
-                step = _read(piece, index, unit)
-                for part in (step,) if first is None else _split(step, first.blocks_per_input):
-                    yield part if first is None else _mapped(first, part)
+                if first is None:
+                    yield _read(piece, index, unit)
+                elif first.blocks_per_input == 1:
+                    yield _mapped(first, _read(piece, index, unit))
+                else:
+                    for part in _split(_read(piece, index, unit), first.blocks_per_input):
+                        yield _mapped(first, part)
         elif isinstance(piece, BlockPiece):
-            slice_size = max(1, -(-(piece.stop - piece.start) // (first.blocks_per_input if first is not None else 1)))
-            for row in range(first_row, piece.stop - piece.start, slice_size):
-                step = _read_block(refs[piece.index], piece, index, row, slice_size)
-                yield step if first is None else _mapped(first, step)
+            block, first_of_block, num_rows = refs[piece.index], piece.start, piece.stop - piece.start
+            del piece
+            slice_size = max(1, -(-num_rows // (first.blocks_per_input if first is not None else 1)))
+            for row in range(first_row, num_rows, slice_size):
+                last_row = first_of_block + min(row + slice_size, num_rows)
+                if first is None:
+                    yield _read_block(block, index, row, first_of_block + row, last_row)
+                else:
+                    yield _mapped(first, _read_block(block, index, row, first_of_block + row, last_row))
         else:
             raise OptionError(f"{type(piece).__name__} can not be simulated; use a SimulatedSource")
 
@@ -94,8 +109,7 @@ def _read(piece: SimulatedPiece, index: int, unit: int) -> Step:
     return Step(index, unit, 0, source.s_per_block, rows, rows, source.rows_per_block, source.bytes_per_block, 0)
 
 
-def _read_block(block: SimulatedBlock, piece: BlockPiece, index: int, row: int, slice_size: int) -> Step:
-    first, last = piece.start + row, min(piece.start + row + slice_size, piece.stop)
+def _read_block(block: SimulatedBlock, index: int, row: int, first: int, last: int) -> Step:
     rows = block.rows if last - first == block.num_rows else slice_rows(block.rows, first, last)
     num_bytes = block.num_bytes * (last - first) // block.num_rows
     return Step(index, 0, row, 0.0, rows, rows, last - first, num_bytes, 0)

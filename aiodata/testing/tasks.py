@@ -3,26 +3,35 @@
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
-from typing import Protocol
+from types import MappingProxyType
+from typing import Any, Protocol
 
 import anyio
 
 from aiodata.bundle import BlockRef
 from aiodata.errors import AiodataError, TaskError
+from aiodata.plan.pieces import Piece
 from aiodata.plan.work import OutputMetadata, Position, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Pair
 from aiodata.testing.agenda import Agenda
-from aiodata.testing.blocks import BlockStore, SimulatedBlock
+from aiodata.testing.blocks import BlockStore, RowRanges, SimulatedBlock
 from aiodata.testing.faults import FaultKind, FaultSchedule
 from aiodata.testing.steps import Step
 from aiodata.testing.workers import Workers
 
 # One for all: tasks wait in tens of thousands, and each object of theirs costs every garbage collection.
 _NO_STEPS: Iterator[Step] = iter(())
+_NO_ERRORS: Mapping[int, AiodataError] = MappingProxyType({})
 _DONE = TaskEnd()
+
+# What is noted of each pair until it is pulled.
+_NUM_FIELDS = 4
+
+# What becomes of a step, once it is known.
+_Settled = OutputMetadata | TaskEnd | Exception
 
 
 @dataclass(slots=True)
@@ -54,7 +63,7 @@ class Late:
     """Metadata that is known from `known_at` on, in seconds of the loop's clock."""
 
     known_at: float
-    outcome: OutputMetadata | TaskEnd | Exception
+    outcome: _Settled
 
 
 class TaskHost(Protocol):
@@ -92,7 +101,7 @@ class TaskHost(Protocol):
     def task_max_retries(self) -> int:
         """How often a task whose worker died is run again."""
 
-    def steps(self, work: Work, refs: Sequence[BlockRef]) -> Iterator[Step]:
+    def steps(self, pieces: Sequence[Piece], start: Position, refs: Sequence[BlockRef]) -> Iterator[Step]:
         """Return a task's steps."""
 
     def metadata(self, step: Step, seconds: float) -> OutputMetadata:
@@ -115,23 +124,26 @@ class SimulatedTask:
     """
 
     __slots__ = (
+        "_cuts",
         "_deaths",
         "_errors",
         "_host",
         "_index",
         "_is_asked",
+        "_max_errors",
         "_num_settled",
         "_number",
         "_on_ready",
-        "_pairs",
+        "_pieces",
         "_produced_bytes",
         "_refs",
         "_slowness",
+        "_start",
         "_state",
         "_step",
         "_steps",
         "_stopped",
-        "_work",
+        "_surfaced",
         "_workers",
     )
 
@@ -141,12 +153,18 @@ class SimulatedTask:
         """Wait for a worker."""
         self._host = host
         self._workers = workers
-        self._work = work
+        # Not the work itself: what it refers to is there anyway.
+        self._pieces = work.pieces
+        self._start = work.start
+        self._cuts = work.cuts
+        self._max_errors = work.max_errors
         self._refs = refs
         self._on_ready = on_ready
         self._number = host.counts.started
         self._state = _State.WAITING
-        self._pairs: list[Pair] | tuple[()] = ()
+        # Of each pair the rows, or None of the end, their number, the bytes and the outcome. Blocks and pairs are made
+        # when they are pulled.
+        self._surfaced: list[Any] | tuple[()] = ()
         self._is_asked = True
         self._steps = _NO_STEPS
         self._step: Step | None = None
@@ -156,7 +174,7 @@ class SimulatedTask:
         self._slowness = 1.0
         self._deaths = 0
         # By the index of the step that failed; these were skipped.
-        self._errors: dict[int, AiodataError] = {}
+        self._errors = _NO_ERRORS
         self._stopped: anyio.Event | None = None
         host.counts.started += 1
         workers.request(self)
@@ -173,14 +191,21 @@ class SimulatedTask:
 
     def pull(self) -> list[Pair]:
         """Return the pairs that have surfaced."""
-        if not self._pairs:
+        if not self._surfaced:
             self._is_asked = True
             return []
-        pairs, self._pairs = self._pairs, ()
-        return pairs
+        store, fields = self._host.store, iter(self._surfaced)
+        self._surfaced = ()
+        return [
+            Pair(None if rows is None else SimulatedBlock(store, rows, num_rows, num_bytes), outcome)
+            for rows, num_rows, num_bytes, outcome in zip(fields, fields, fields, fields, strict=True)
+        ]
 
     def cancel(self) -> None:
         """Stop, after the runtime's `cancel_delay_s` if it runs; what it has produced and nobody pulled is dropped."""
+        for num_bytes in self._surfaced[2::_NUM_FIELDS]:
+            self._host.store.release(num_bytes, None)
+        self._surfaced = ()
         if self._state not in (_State.WAITING, _State.RUNNING):
             return
         was_running = self._state is _State.RUNNING
@@ -188,10 +213,9 @@ class SimulatedTask:
         self._host.counts.cancelled += 1
         self._host.counts.running -= was_running
         self._let_go()
-        self._pairs = ()
         delay_s = self._host.cancel_delay_s
         if was_running and delay_s:
-            self._host.agenda.after(delay_s, self._give_up_worker)
+            self._host.agenda.after(delay_s, SimulatedTask._give_up_worker, self)
         elif was_running:
             self._give_up_worker()
         else:
@@ -208,7 +232,7 @@ class SimulatedTask:
         error = AiodataError(f"a worker of {host.name} {what}")
         host.counts.finished += 1
         host.counts.running -= self._state is _State.RUNNING
-        self._add_pair(None, TaskEnd(None, error, tuple(self._errors.values()), is_worker_lost=True))
+        self._add_end(TaskEnd(None, error, tuple(self._errors.values()), is_worker_lost=True))
         self._let_go()
         self._stop()
         self._tell()
@@ -235,12 +259,12 @@ class SimulatedTask:
         step = self._step = next(self._steps, None)
         if step is None:
             # Not at once: whoever has started it may be about to start others.
-            host.agenda.after(0.0, self._end_empty)
+            host.agenda.after(0.0, SimulatedTask._end_empty, self)
         else:
             self._begin(step.seconds * self._slowness)
 
     def _all_steps(self) -> Iterator[Step]:
-        return self._host.steps(self._work, self._refs)
+        return self._host.steps(self._pieces, self._start, self._refs)
 
     def _end_empty(self) -> None:
         if self._state is _State.RUNNING:
@@ -261,24 +285,23 @@ class SimulatedTask:
         host = self._host
         match fault := host.faults.draw_for_block():
             case None:
-                host.agenda.after(seconds, self._surface)
+                host.agenda.after(seconds, SimulatedTask._surface, self)
             case FaultKind.KILL:
-                host.agenda.after(seconds / 2, self._die)
+                host.agenda.after(seconds / 2, SimulatedTask._die, self)
             case FaultKind.STALL:
                 host.faults.note(fault, host.name, self._number, self._index)
-                host.agenda.after(seconds + host.faults.faults.stall_s, self._surface)
+                host.agenda.after(seconds + host.faults.faults.stall_s, SimulatedTask._surface, self)
             case FaultKind.FAIL if self._index >= self._num_settled:
-                host.agenda.after(seconds, self._fail)
+                host.agenda.after(seconds, SimulatedTask._fail, self)
             case FaultKind.LOSE if self._index >= self._num_settled:
-                host.agenda.after(seconds, self._surface_and_lose)
+                host.agenda.after(seconds, SimulatedTask._surface_and_lose, self)
             case _:  # What went well the first time does so again.
-                host.agenda.after(seconds, self._surface)
+                host.agenda.after(seconds, SimulatedTask._surface, self)
 
     def _is_spent(self) -> bool:
-        cuts = self._work.cuts
         # Each step of a map is a call, and a task that only reads makes none.
         calls = self._index if self._step is not None and self._step.calls else 0
-        return self._produced_bytes >= cuts.task_bytes or calls >= cuts.task_calls
+        return self._cuts.are_spent(self._produced_bytes, calls)
 
     def _surface(self) -> None:
         self._finish_step(None)
@@ -297,8 +320,9 @@ class SimulatedTask:
             if lost is not None:
                 host.faults.note(FaultKind.LOSE, host.name, self._number, self._index, step.inputs)
             self._num_settled += 1
-            block = SimulatedBlock(host.store, step.rows, step.num_rows, step.num_bytes)
-            self._add_pair(block, lost or host.metadata(step, step.seconds * self._slowness))
+            host.store.add(step.num_bytes)
+            outcome = lost or host.metadata(step, step.seconds * self._slowness)
+            self._add(step.rows, step.num_rows, step.num_bytes, outcome)
         if self._index not in self._errors:
             self._produced_bytes += step.num_bytes
         self._index += 1
@@ -315,8 +339,8 @@ class SimulatedTask:
         host.faults.note(FaultKind.FAIL, host.name, self._number, self._index, step.inputs)
         span = (step.inputs[0][0], step.inputs[-1][1]) if step.inputs else None
         error = TaskError(host.name, "simulated rows", span, "a simulated fault")
-        if self._work.max_errors < 0 or len(self._errors) < self._work.max_errors:
-            self._errors[self._index] = error
+        if self._max_errors < 0 or len(self._errors) < self._max_errors:
+            self._errors = {**self._errors, self._index: error}
             self._num_settled += 1
             self._index += 1
             self._go_on(step)
@@ -339,7 +363,7 @@ class SimulatedTask:
         self._state = _State.WAITING
         host.counts.running -= 1
         self._workers.release()
-        host.agenda.after(host.faults.faults.restart_s, self._try_again)
+        host.agenda.after(host.faults.faults.restart_s, SimulatedTask._try_again, self)
 
     def _try_again(self) -> None:
         if self._state is _State.WAITING:
@@ -350,22 +374,25 @@ class SimulatedTask:
         self._host.counts.finished += 1
         self._host.counts.running -= 1
         is_done = rest is None and error is None and not self._errors
-        self._add_pair(None, _DONE if is_done else TaskEnd(rest, error, tuple(self._errors.values())))
+        self._add_end(_DONE if is_done else TaskEnd(rest, error, tuple(self._errors.values())))
         self._let_go()
         self._give_up_worker()
 
-    def _add_pair(self, block: SimulatedBlock | None, outcome: OutputMetadata | TaskEnd | Exception) -> None:
+    def _add_end(self, end: TaskEnd) -> None:
+        self._add(None, 0, 0, end)
+
+    def _add(self, rows: RowRanges | None, num_rows: int, num_bytes: int, outcome: _Settled) -> None:
+        """Have a pair surface."""
+        what: _Settled | Late = outcome
         if self._host.metadata_delay_s or isinstance(outcome, Exception):
-            pair = Pair(block, Late(self._host.agenda.now + self._host.metadata_delay_s, outcome))
+            what = Late(self._host.agenda.now + self._host.metadata_delay_s, outcome)
+        if self._surfaced:
+            self._surfaced += (rows, num_rows, num_bytes, what)
         else:
-            pair = Pair(block, outcome)
-        if self._pairs:
-            self._pairs.append(pair)
-        else:
-            self._pairs = [pair]
+            self._surfaced = [rows, num_rows, num_bytes, what]
 
     def _tell(self) -> None:
-        if self._is_asked and self._pairs:
+        if self._is_asked and self._surfaced:
             self._is_asked = False
             self._on_ready(self)
 

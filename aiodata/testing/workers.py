@@ -50,7 +50,9 @@ class Pool:
         self.num_gpus = num_gpus
         self._free_cpus = num_cpus
         self._free_gpus = num_gpus
-        self._waiting: deque[tuple[Share, Waiter]] = deque()
+        # Two queues of the same length: pairs of them would be work for the garbage collector.
+        self._waiting: deque[Waiter] = deque()
+        self._shares: deque[Share] = deque()
 
     def share(self, resources: Resources, *, default_cpus: float) -> Share:
         """Return what those of one kind take; so many CPUs unless something else is asked for.
@@ -72,17 +74,17 @@ class Pool:
         if not self._waiting and self._fits(share):
             self._start(share, waiter)
         else:
-            self._waiting.append((share, waiter))
+            self._waiting.append(waiter)
+            self._shares.append(share)
 
     def release(self, share: Share) -> None:
         """Take back a share, and start whom it was missing."""
         self._free_cpus += share.num_cpus
         self._free_gpus += share.num_gpus
         while self._waiting:
-            share, waiter = self._waiting[0]
-            if waiter.is_waiting and not self._fits(share):
+            if self._waiting[0].is_waiting and not self._fits(self._shares[0]):
                 return
-            self._waiting.popleft()
+            waiter, share = self._waiting.popleft(), self._shares.popleft()
             if waiter.is_waiting:
                 self._start(share, waiter)
 

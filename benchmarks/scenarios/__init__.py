@@ -20,6 +20,7 @@ _ORDER = (
     "metadata",
     "worker_scaling",
     "slow_consumer",
+    "splits",
 )
 
 

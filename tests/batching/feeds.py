@@ -101,6 +101,9 @@ class FakeFeed:
     def stats(self) -> RunStats:
         return RunStats("fake")
 
+    def leave(self) -> None:
+        pass
+
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         await consume(self)
 

@@ -1,4 +1,4 @@
-"""Wakeup: many sets, one wake-up, and none is lost."""
+"""Wakeup: many sets, one wake-up, and none is lost. News: each wakes all who wait."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import asyncio
 import anyio
 import pytest
 
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import News, Wakeup
 
 
 async def count_wakeups(wakeup: Wakeup, woken: list[None]) -> None:
@@ -60,3 +60,50 @@ async def test_cancelled_wait_leaves_the_flag_as_it_was() -> None:
         await waiter
     with anyio.fail_after(1):
         await wakeup.wait()
+
+
+async def listen(news: News, heard: list[int], who: int) -> None:
+    while True:
+        await news.wait()
+        heard.append(who)
+
+
+async def test_each_news_wakes_all_who_wait() -> None:
+    news, heard = News(), list[int]()
+    async with anyio.create_task_group() as group:
+        for who in range(3):
+            group.start_soon(listen, news, heard, who)
+        for turn in range(1, 4):
+            await anyio.wait_all_tasks_blocked()
+            news.tell()
+            await anyio.wait_all_tasks_blocked()
+            assert sorted(heard) == sorted([0, 1, 2] * turn)
+        group.cancel_scope.cancel()
+
+
+async def test_news_are_not_for_those_who_come_later() -> None:
+    news, heard = News(), list[int]()
+    news.tell()
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen, news, heard, 0)
+        await anyio.wait_all_tasks_blocked()
+        assert heard == []
+        news.tell()
+        group.start_soon(listen, news, heard, 1)
+        await anyio.wait_all_tasks_blocked()
+        assert heard == [0]
+        group.cancel_scope.cancel()
+
+
+async def test_listener_that_is_cancelled_takes_no_news_from_the_others() -> None:
+    news, heard = News(), list[int]()
+    async with anyio.create_task_group() as group:
+        group.start_soon(listen, news, heard, 0)
+        async with anyio.create_task_group() as cancelled:
+            cancelled.start_soon(listen, news, heard, 1)
+            await anyio.wait_all_tasks_blocked()
+            news.tell()
+            cancelled.cancel_scope.cancel()
+        await anyio.wait_all_tasks_blocked()
+        assert heard.count(0) == 1
+        group.cancel_scope.cancel()

@@ -122,9 +122,9 @@ def test_job_of_blocks_is_bounded_by_bytes_but_takes_one_block_at_least() -> Non
 
 def test_job_of_blocks_is_bounded_by_their_number() -> None:
     jobs = queue()
-    for one in range(70):
+    for one in range(300):
         jobs.add_bundle(bundle(one * 10, 0))
-    assert [len(jobs.take(num_free=1, min_blocks=1, max_blocks=100).pieces) for _ in range(3)] == [32, 32, 6]
+    assert [len(jobs.take(num_free=1, min_blocks=1, max_blocks=1000).pieces) for _ in range(3)] == [128, 128, 44]
 
 
 def test_job_has_no_more_blocks_than_it_is_to_have() -> None:

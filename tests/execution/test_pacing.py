@@ -80,11 +80,19 @@ def test_task_is_a_few_blocks_of_the_target_size_but_not_less_than_64_mebibytes(
 
 
 @pytest.mark.parametrize("target", [MIB, 32 * MIB])
-def test_block_is_a_sixteenth_of_the_budget_at_most_and_a_task_an_eighth(target: int) -> None:
-    cuts = cuts_after(target=target, budget=8 * MIB)
+def test_block_and_task_are_an_eighth_of_the_budget_at_most(target: int) -> None:
+    cuts = cuts_after(target=target, budget=4 * MIB)
     assert (cuts.first_block_bytes, cuts.target_block_bytes) == (MIB // 2, MIB // 2)
-    # It ends with the block that spends its allotment.
-    assert cuts.task_bytes + cuts.target_block_bytes == MIB
+    assert cuts.task_bytes == MIB // 2
+
+
+def test_allotment_is_spent_when_no_half_block_has_room() -> None:
+    cuts = cuts_after(target=MIB, budget=32 * MIB)
+    assert (cuts.target_block_bytes, cuts.task_bytes) == (MIB, 4 * MIB)
+    assert not cuts.are_spent(0, 0)
+    assert not cuts.are_spent(3 * MIB, 0)
+    assert cuts.are_spent(3 * MIB + MIB // 2, 0)
+    assert cuts.are_spent(0, cuts.task_calls)
 
 
 @settings(max_examples=100, deadline=None)
@@ -97,4 +105,4 @@ def test_cuts_always_let_a_task_get_on(outputs: list[tuple[int, float]], target:
     cuts = cuts_after(*outputs, target=target, budget=budget)
     assert 1 <= cuts.first_block_calls <= cuts.calls_per_block <= cuts.task_calls <= 1 << 20
     assert 1 <= cuts.first_block_bytes <= cuts.target_block_bytes <= cuts.task_bytes
-    assert cuts.target_block_bytes <= max(1, budget // 16)
+    assert cuts.task_bytes <= max(1, budget // 8)

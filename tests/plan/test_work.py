@@ -316,7 +316,7 @@ def test_one_task_makes_the_blocks_that_its_pieces_end(count: int, num_blocks: i
 
 
 def test_task_of_many_pieces_that_end_blocks_stops_when_its_bytes_are_spent() -> None:
-    limits = Cuts(HUGE, HUGE, 2, 1, 1, 8 * 10 * 3, HUGE)
+    limits = Cuts(8 * 10, 8 * 10, 2, 1, 1, 8 * 10 * 3, HUGE)
     tasks = run_to_the_end(Work(parts_of_range(100, 10), limits), [])
     assert [[table.num_rows for table, _ in task] for task in tasks] == [[10] * 3, [10] * 3, [10] * 3, [10]]
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import time
 from collections.abc import Iterator
+from logging.handlers import BufferingHandler
 from typing import Any
 
 import pyarrow as pa
@@ -111,9 +113,36 @@ def length(value: str) -> int:
 
 async def test_size_is_known_without_a_fetch_or_none() -> None:
     assert compat.size_of(ray.put(b"x" * 1_000_000)) == pytest.approx(1_000_000, rel=0.01)
-    pending = ray.remote(wait).remote(30)
+    pending = ray.remote(num_cpus=0)(wait).remote(30)
     assert compat.size_of(pending) is None
     ray.cancel(pending)
+
+
+async def test_node_is_known_without_a_fetch_or_none() -> None:
+    here = ray.get_runtime_context().get_node_id()
+    assert compat.node_of(ray.put(b"x" * 1_000_000)) == here
+    made = ray.remote(num_cpus=0)(zeros).remote(1_000_000)
+    ray.wait([made], fetch_local=False)
+    assert compat.node_of(made) == here
+    pending = ray.remote(num_cpus=0)(wait).remote(30)
+    assert compat.node_of(pending) is None
+    ray.cancel(pending)
+
+
+async def test_size_and_node_are_unknown_where_ray_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr(ray.experimental, "get_local_object_locations")
+    ref = ray.put(b"x" * 1_000_000)
+    assert (compat.size_of(ref), compat.node_of(ref)) == (None, None)
+
+
+@pytest.mark.parametrize("quiet", [True, False])
+def test_reads_in_an_async_actor_warn_unless_they_are_quiet(quiet: bool) -> None:
+    reader = ray.remote(num_cpus=0)(Reads).remote(quiet)
+    value, warnings = ray.get(reader.read.remote([ray.put("x")]))
+    assert value == "x"
+    assert [warning for warning in warnings if "blocking ray.get" in warning] == warnings
+    assert len(warnings) == (0 if quiet else 1)
+    ray.kill(reader)
 
 
 async def test_release_is_told_once_where_this_ray_can_tell() -> None:
@@ -140,8 +169,35 @@ async def test_block_counts_as_released_at_once_where_ray_can_not_tell(monkeypat
     assert released == ["x"]
 
 
+async def test_token_never_counts_as_released_where_ray_can_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(compat, "global_worker", object())
+    released: list[str] = []
+    assert not compat.tell_of_release(ray.put(b"x"), lambda: released.append("x"))
+    assert released == []
+
+
+def zeros(count: int) -> bytes:
+    return bytes(count)
+
+
 def wait(seconds: float) -> None:
     time.sleep(seconds)
+
+
+class Reads:
+    """An async actor that reads what is there, and returns what Ray has logged of it."""
+
+    def __init__(self, quiet: bool) -> None:
+        if quiet:
+            compat.quiet_reads()
+
+    async def read(self, refs: list[ray.ObjectRef]) -> tuple[Any, list[str]]:
+        handler = BufferingHandler(100)
+        logger = logging.getLogger("ray._private.worker")
+        logger.addHandler(handler)
+        ray.wait(refs)
+        value, _ = compat.read_now(refs[0])
+        return value, [record.getMessage() for record in handler.buffer]
 
 
 class Streams:

@@ -12,6 +12,7 @@ from typing import Any
 import anyio
 import pyarrow as pa
 import pytest
+import ray
 
 from aiodata.bundle import InlineBlock
 from aiodata.concurrency import TaskSet, Wakeup
@@ -358,6 +359,20 @@ async def test_release_of_a_block_is_told_once_when_its_last_reference_goes(open
 async def test_store_and_cpus_are_known(opened: Runtime) -> None:
     assert opened.num_cpus == 2
     assert opened.store_bytes > 1 << 24
+
+
+def hundred_thousand(_: Batch) -> pa.Table:
+    return pa.table({"id": range(100_000)})
+
+
+async def test_node_of_a_block_is_known_where_there_are_nodes(runtime: str, opened: Runtime, reader: Reader) -> None:
+    here = ray.get_runtime_context().get_node_id() if runtime == "ray" else None
+    large = hundred_thousand({})
+    assert opened.node_of(InlineBlock(large)) is None
+    assert opened.node_of(await opened.put(large)) == here
+    task = (await stage(opened, mapped(hundred_thousand))).submit(work(piece(0, 10)), [], reader.on_ready)
+    [(ref, _)], _ = await reader.read(task)
+    assert opened.node_of(ref) == here
 
 
 @pytest.mark.slow

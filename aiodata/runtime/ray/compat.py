@@ -13,6 +13,10 @@ What is private here, and what the public fallback costs:
   Fallback: a block counts as gone at once, since its Python reference takes no weak references; a token never does.
 - `global_worker.function_actor_manager`: an object that `ray.shutdown` drops, so that a finalizer tells of it.
   Fallback: a timer that looks every second.
+- `ray.experimental.get_local_object_locations`, which may change: what this process knows of where objects are and how
+  large. Fallback: neither is known; sizes are then counted when the metadata is there, and no block counts as near.
+- `RAY_WARN_BLOCKING_GET_INSIDE_ASYNC`, a variable of the environment. Fallback: one warning in the log of each async
+  actor that hosts a service.
 """
 
 from __future__ import annotations
@@ -139,14 +143,22 @@ def quiet_reads() -> None:
 
 def size_of(ref: ray.ObjectRef) -> int | None:
     """Return an object's bytes if this process knows them; asks nobody (2 µs)."""
-    size: int | None = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("object_size")
+    size: int | None = _location(ref).get("object_size")
     return size
 
 
 def node_of(ref: ray.ObjectRef) -> str | None:
     """Return the id of a node that holds an object, if this process knows one; asks nobody."""
-    nodes: list[str] = ray.experimental.get_local_object_locations([ref]).get(ref, {}).get("node_ids") or []
+    nodes: list[str] = _location(ref).get("node_ids") or []
     return nodes[0] if nodes else None
+
+
+def _location(ref: ray.ObjectRef) -> dict[str, Any]:
+    try:
+        location: dict[str, Any] = ray.experimental.get_local_object_locations([ref]).get(ref, {})
+    except AttributeError:
+        return {}
+    return location
 
 
 def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:

@@ -17,13 +17,14 @@ import anyio
 import anyio.to_thread
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
 from aiodata.concurrency import Supervisor, without_frames
 from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError
 from aiodata.plan.transforms import describe
 from aiodata.runtime.hosting import Service
 from aiodata.runtime.ray import compat
+from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray, ensure_ray_blocking
 from aiodata.runtime.ray.worker import PackedError, pack_exception, unpack_error
 
@@ -58,54 +59,43 @@ class Host:
         compat.quiet_reads()
         self._label = label
         self._service: Service | None = None
-        self._error: Exception | None = None
-        self._calls: set[anyio.CancelScope] = set()
         self._serving = Supervisor(self._serve, name=f"aiodata {label}", on_end=self._note_end)
-        self._is_closed = False
+        self._calls: set[anyio.CancelScope] = set()
+        # What calls return when the service is no more.
+        self._end: PackedError | None = None
         # Ray does not say why a constructor failed in a way that a program can read: the calls do.
         try:
             self._service = cloudpickle.loads(packed)(new_token)
         except (Exception, SystemExit) as error:  # noqa: BLE001 - each call raises it.
-            self._error = _not_made(label, error)
+            self._end = PackedError(pack_exception(_not_made(label, error)))
         else:
             self._serving.start()
 
     async def call(self, method: str, args: tuple[Any, ...]) -> Any:
         """Return what a method of the service returns, or the packed error."""
-        if method == _PROBE:
-            return None
-        try:
-            return await self._outcome(method, args)
-        except Exception as error:  # noqa: BLE001 - it is raised where the call came from.
-            return PackedError(pack_exception(error))
-
-    async def aclose(self, timeout_s: float) -> None:
-        """Cancel `serve`, wait for its cleanup, and end what is pending."""
-        self._is_closed = True
-        self._serving.cancel()
-        if self._service is not None:
-            with anyio.move_on_after(timeout_s):
-                await self._serving.wait()
-        self._end_calls()
-
-    async def _outcome(self, method: str, args: tuple[Any, ...]) -> Any:
-        self._check()
+        if method == _PROBE or self._end is not None:
+            return self._end
         with anyio.CancelScope() as scope:
             self._calls.add(scope)
             try:
                 result = getattr(self._service, method)(*args)
                 # A reference could be awaited, too, but is a result.
                 return await result if inspect.iscoroutine(result) else result
+            except Exception as error:  # noqa: BLE001 - it is raised where the call came from.
+                return PackedError(pack_exception(error))
             finally:
                 self._calls.discard(scope)
-        self._check()
-        raise AssertionError("a call is cancelled only when the service has ended")
+        return self._end
 
-    def _check(self) -> None:
-        if self._error is not None:
-            raise self._error
-        if self._is_closed:
-            raise CoordinatorLostError(f"{self._label} was closed; make a new one")
+    async def aclose(self, timeout_s: float) -> None:
+        """Cancel `serve`, wait for its cleanup, and end what is pending."""
+        closed = CoordinatorLostError(f"{self._label} was closed; make a new one and iterate again")
+        self._end = self._end or PackedError(pack_exception(closed))
+        self._serving.cancel()
+        if self._service is not None:
+            with anyio.move_on_after(timeout_s):
+                await self._serving.wait()
+        self._end_calls()
 
     async def _serve(self) -> None:
         assert self._service is not None
@@ -113,8 +103,9 @@ class Host:
 
     def _note_end(self) -> None:
         """Have nobody wait for a service that has failed."""
-        self._error = self._serving.error
-        if self._error is not None:
+        if self._serving.error is not None:
+            # Packed once: an error that is raised again and again would collect frames.
+            self._end = PackedError(pack_exception(self._serving.error))
             self._end_calls()
 
     def _end_calls(self) -> None:
@@ -155,17 +146,8 @@ class RayService:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the service."""
-        while True:
-            try:
-                outcome = await self._submit(method, args)
-            except ActorUnavailableError as error:
-                await self._wait_reachable(error)
-            except ActorDiedError as error:
-                raise self._lost(error) from without_frames(error)
-            except RayError as error:
-                raise _not_called(self.label, method, error) from without_frames(error)
-            else:
-                break
+        with Session().watched():
+            outcome = await self._outcome(method, args)
         if isinstance(outcome, PackedError):
             raise unpack_error(outcome.packed)
         return outcome
@@ -188,6 +170,17 @@ class RayService:
             while ray.is_initialized():
                 with suppress(ActorUnavailableError):
                     await self._submit(_PROBE, ())
+
+    async def _outcome(self, method: str, args: tuple[Any, ...]) -> Any:
+        while True:
+            try:
+                return await self._submit(method, args)
+            except (ActorUnavailableError, ObjectLostError) as error:
+                await self._wait_reachable(error)
+            except ActorDiedError as error:
+                raise self._lost(error) from without_frames(error)
+            except RayError as error:
+                raise _not_called(self.label, method, error) from without_frames(error)
 
     def _submit(self, method: str, args: tuple[Any, ...]) -> Any:
         if not ray.is_initialized():  # Ray would start anew.
@@ -228,7 +221,7 @@ def start_service(make: Any, *, name: str | None, namespace: str | None, label: 
         handle = _host_class.options(**_OPTIONS, **named).remote(packed, label)
     except ValueError as error:
         raise OptionError(
-            f"name={name!r} is taken by one that is there already; attach to that, close it, or use another name"
+            f"name={name!r} can not be given: {error} Attach to the one that has it, close that, or use another name."
         ) from error
     return RayService(handle, label)
 

@@ -15,6 +15,7 @@ from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.work import OutputMetadata, TaskEnd
 from aiodata.runtime.base import Outcome, Pair
 from aiodata.runtime.ray.compat import read_now
+from aiodata.runtime.ray.packed import unpack_metadata
 from aiodata.runtime.ray.worker import PackedEnd
 
 
@@ -98,8 +99,7 @@ def _ready_outcome(pair: Pair) -> Outcome:
 def _outcome_of(value: Any) -> OutputMetadata | TaskEnd:
     if isinstance(value, PackedEnd):
         return value.unpack()
-    metadata: OutputMetadata = value
-    return metadata
+    return unpack_metadata(value)
 
 
 def _failed_outcome(pair: Pair, error: RayError) -> TaskEnd | AiodataError:

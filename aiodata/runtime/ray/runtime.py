@@ -57,6 +57,7 @@ class RayRuntime:
         self.store_bytes = store_bytes
         self._options = options
         self._session = session
+        self._stages: list[RayStage] = []
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
         """Pickle the chain once; store it once if it is large."""
@@ -68,7 +69,14 @@ class RayRuntime:
             ) from error
         if len(packed) > _INLINE_CHAIN_BYTES:
             packed = await self.put(packed)
-        return RayStage(name, packed, resources, self._session, self._options)
+        stage = RayStage(name, packed, resources, self._session, self._options)
+        self._stages.append(stage)
+        return stage
+
+    def close(self) -> None:
+        """Let go of the chains that were stored: what is left of a run may wait for the cyclic garbage collection."""
+        while self._stages:
+            self._stages.pop().close()
 
     async def put(self, block: pa.Table) -> BlockRef:
         """Copy the block into the object store, in a worker thread."""
@@ -125,7 +133,11 @@ async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
         resources = await anyio.to_thread.run_sync(ray.cluster_resources)
         cluster_cpus = int(resources.get("CPU", 1))
         num_cpus = min(options.num_cpus or cluster_cpus, cluster_cpus) or 1
-        yield RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session)
+        runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session)
+        try:
+            yield runtime
+        finally:
+            runtime.close()
 
 
 class RayStage:
@@ -152,6 +164,10 @@ class RayStage:
         self._name = name
         self._chain = chain
         self._session = session
+
+    def close(self) -> None:
+        """Let go of the chain; nothing can be submitted any more."""
+        self._chain = None
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> RayTask:
         """Start a streaming Ray task."""

@@ -66,7 +66,8 @@ class Session:
             self._is_scheduled = True
             try:
                 self._loop.call_soon_threadsafe(self._run)
-            except RuntimeError:  # The loop is closed: nobody is waiting any more.
+            except RuntimeError:  # The loop is closed: nobody is waiting any more, and nothing is kept for later.
+                self._is_scheduled = False
                 self._calls.clear()
 
     def note_from_put(self, ref: ray.ObjectRef) -> None:

@@ -55,15 +55,17 @@ class RayTask:
         self.is_cancelled = False
         self._held = HeldOutputs(max_held_bytes) if max_held_bytes else None
         if self._held is not None:
-            self.when_complete(self._held.let_go)
+            # Not by way of the loop, which may be closed by then.
+            when_settled(generator.completed(), self._held.let_go)
         self._listen()
 
     def pull(self) -> list[Pair]:
-        """Return the pairs that are there; if there is none, listen for the next one."""
-        if self._session.is_down:
+        """Return the pairs that are there, and listen for the next one."""
+        # While it listens there is none: its driver asks again after each pair, and to look costs more than to listen.
+        if self._is_listening or self._session.is_down:
             return []
         pairs = self._take_all()
-        if not pairs and not self._has_ended:
+        if not self._has_ended:
             self._listen()
         return pairs
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 import traceback
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from dataclasses import dataclass, fields
 from typing import Any
 
@@ -17,13 +17,14 @@ from aiodata.errors import AiodataError
 from aiodata.plan.transforms import Control, Stopped, Transform, build, describe
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
 from aiodata.runtime.failures import as_failure
+from aiodata.runtime.ray.packed import MetadataPacker
 
 
 class UnpicklableError(Exception):
     """Stands in for an exception that could not be sent; its text is the original's."""
 
 
-# How the note that carries the traceback of a cause begins.
+# How the note that carries a traceback begins.
 _NOTE = "in a worker:\n"
 
 # How long a task stays after its goodbye, in seconds.
@@ -62,7 +63,7 @@ class PackedError:
     packed: bytes
 
 
-def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, OutputMetadata | PackedEnd]]:
+def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, bytes | PackedEnd]]:
     """Run work in a Ray worker; the last pair says goodbye, with the error if there was one."""
     yield from _run(lambda: cloudpickle.loads(chain), work, blocks, Control())
 
@@ -90,7 +91,7 @@ class StageActor:
     def probe(self) -> None:
         """Be there."""
 
-    def run(self, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, OutputMetadata | PackedEnd]]:
+    def run(self, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, bytes | PackedEnd]]:
         """Run work on the state."""
         control = Control()
         is_canceled = ray.get_runtime_context().is_canceled
@@ -107,17 +108,31 @@ class StageActor:
 
 def _run(
     chain: Callable[[], Sequence[Transform]], work: Work, blocks: Sequence[pa.Table], control: Control
-) -> Iterator[tuple[Any, OutputMetadata | PackedEnd]]:
+) -> Iterator[tuple[Any, bytes | PackedEnd]]:
     # Ray gives each task its own CPU, so Arrow's pool must not take the others'.
     pa.set_cpu_count(1)
     try:
-        end = yield from run_work(work, chain(), blocks, control)
+        end = yield from _packing(run_work(work, chain(), blocks, control))
     except Stopped:
         end = TaskEnd()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the task's outputs are read.
         end = TaskEnd(None, as_failure(error))
     yield None, PackedEnd.pack(end)
     time.sleep(_LINGER_S)
+
+
+def _packing(
+    outputs: Generator[tuple[pa.Table, OutputMetadata], None, TaskEnd],
+) -> Generator[tuple[pa.Table, bytes], None, TaskEnd]:
+    pack = MetadataPacker().pack
+    with closing(outputs):
+        while True:
+            try:
+                table, metadata = next(outputs)
+            except StopIteration as stop:
+                end: TaskEnd = stop.value
+                return end
+            yield table, pack(metadata)
 
 
 def _packed(value: Any) -> Any:
@@ -138,10 +153,12 @@ def pack_error(error: BaseException) -> bytes:
 
 
 def pack_exception(error: BaseException) -> bytes:
-    """Pickle any error with its cause, whose traceback becomes a note; packed twice, it has the note once."""
+    """Pickle any error with its cause; their tracebacks become notes, but not that of an error of aiodata's."""
     cause = error.__cause__
-    if cause is not None and not any(note.startswith(_NOTE) for note in getattr(cause, "__notes__", [])):
-        cause.add_note(_NOTE + "".join(traceback.format_exception(cause)).rstrip())
+    if cause is not None:
+        _note_traceback(cause)
+    if not isinstance(error, AiodataError):
+        _note_traceback(error)
     # Whatever a user's exception does when pickled, its text gets through.
     for sent in ((error, cause), (error, _stand_in(cause)), (_stand_in(error), None)):
         with suppress(Exception):
@@ -149,6 +166,12 @@ def pack_exception(error: BaseException) -> bytes:
             cloudpickle.loads(packed)
             return packed
     raise AssertionError("a text can be pickled")
+
+
+def _note_traceback(error: BaseException) -> None:
+    """Note it once: an error may travel twice, or be sent to many."""
+    if not any(note.startswith(_NOTE) for note in getattr(error, "__notes__", [])):
+        error.add_note(_NOTE + "".join(traceback.format_exception(error)).rstrip())
 
 
 def _stand_in(error: BaseException | None) -> UnpicklableError:

@@ -1,0 +1,85 @@
+"""Distribution: from one epoch's execution to the splits that ask."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import anyio
+from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
+
+from aiodata.bundle import BlockRef, RefBundle
+from aiodata.concurrency import Wakeup, close_and_drop, receive
+from aiodata.coordination.epoch import EpochPhase, EpochState
+
+# Runs one execution, sending its bundles.
+Execute = Callable[[MemoryObjectSendStream[RefBundle]], Coroutine[Any, Any, None]]
+
+# Bundles that are worth asking for at once; so many may wait between the execution and the splits.
+MAX_BUNDLES = 16
+
+
+class Distribution:
+    """Takes the bundles of an execution as they are asked for, and none that nobody asks for.
+
+    Args:
+        state: The epoch.
+        node_of: Returns the node that a block lies on.
+        changed: Set whenever a split has asked or left.
+        settle: Assigns what there is, and answers those who got something.
+    """
+
+    def __init__(
+        self,
+        state: EpochState,
+        node_of: Callable[[BlockRef], str | None],
+        changed: Wakeup,
+        settle: Callable[[EpochState], None],
+    ) -> None:
+        """Prepare."""
+        self._state = state
+        self._node_of = node_of
+        self._changed = changed
+        self._settle = settle
+
+    async def run(self, execute: Execute) -> None:
+        """Run an execution, to its end or until nobody wants more.
+
+        Raises:
+            ExceptionGroup: The execution failed.
+        """
+        send, bundles = anyio.create_memory_object_stream[RefBundle](MAX_BUNDLES)
+        with send:
+            async with anyio.create_task_group() as group:
+                group.start_soon(execute, send)
+                try:
+                    await self._distribute(bundles)
+                finally:
+                    close_and_drop(bundles)
+                group.cancel_scope.cancel()
+
+    async def _distribute(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
+        while await self._someone_wants():
+            try:
+                self._offer(await receive(bundles))
+            except anyio.EndOfStream:
+                self._state.exhaust()
+                self._settle(self._state)
+                return
+            for _ in range(self._state.num_wanted):
+                try:
+                    self._offer(bundles.receive_nowait())
+                except (anyio.WouldBlock, anyio.EndOfStream):
+                    break
+            self._settle(self._state)
+
+    def _offer(self, bundle: RefBundle) -> None:
+        self._state.offer(bundle, self._node_of(bundle.ref))
+
+    async def _someone_wants(self) -> bool:
+        """Wait until a split asks; return whether one does, as all may finish instead."""
+        while not self._state.num_wanted:
+            if self._state.phase is EpochPhase.ENDED:
+                return False
+            await self._changed.wait()
+        return True
