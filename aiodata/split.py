@@ -112,7 +112,7 @@ def split_plan(
     nodes = tuple(locality_hints or ())
     if nodes and len(nodes) != num_splits:
         raise OptionError(f"locality_hints={list(nodes)} must name one node for each of the {num_splits} splits")
-    splitting = Splitting(num_splits, execution.override(runtime="ray"), options, equal, nodes)
-    make = partial(CoordinatorService, plan, splitting, uuid.uuid4().hex)
+    splitting = Splitting(num_splits, execution.override(runtime="ray"), options)
+    make = partial(CoordinatorService, plan, splitting, uuid.uuid4().hex, equal=equal, nodes=nodes)
     service = start_service(make, name=name, namespace=namespace, label="streaming_split")
     return [SplitIterator(service, split, splitting) for split in range(num_splits)]

@@ -43,8 +43,7 @@ class Note:
     at_s: float
 
 
-@ray.remote(num_cpus=0)
-class Record:
+class _Record:
     """What each consumer is done with; it has a gate for each, where it waits with a batch that it is done with."""
 
     def __init__(self) -> None:
@@ -84,6 +83,9 @@ class Record:
 
     async def noted(self, who: str) -> list[Note]:
         return self.notes[who]
+
+
+Record: Any = ray.remote(num_cpus=0)(_Record)
 
 
 @dataclass(frozen=True, slots=True)
@@ -139,9 +141,7 @@ class Ended:
     at_s: float
 
 
-async def consume(
-    split: SplitIterator, run: Run, who: str, epochs: Sequence[int] = (0,), work_s: float = 0.0
-) -> Ended:
+async def consume(split: SplitIterator, run: Run, who: str, epochs: Sequence[int] = (0,), work_s: float = 0.0) -> Ended:
     """Iterate once for each epoch, noting each batch before the next one is asked for.
 
     Args:
@@ -165,12 +165,14 @@ async def consume(
     return Ended("", "", time.monotonic())
 
 
-@ray.remote(num_cpus=0, max_restarts=0)
-class Consumer:
+class _Consumer:
     """A process that consumes, once it is asked to."""
 
     async def consume(self, *args: Any) -> Ended:
         return await consume(*args)
+
+
+Consumer: Any = ray.remote(num_cpus=0, max_restarts=0)(_Consumer)
 
 
 @ray.remote(num_cpus=0, max_retries=0)
@@ -191,3 +193,8 @@ def run_driver(*args: Any) -> None:
     ended = anyio.run(lambda: consume(*args))
     assert not ended.error, ended
 
+
+def coordinator_of(split: SplitIterator) -> Any:
+    """Return Ray's handle of the coordinator's actor."""
+    service: Any = split._service
+    return service.handle

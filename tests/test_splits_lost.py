@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
 import ray
 from ray.exceptions import RayError
@@ -39,11 +40,18 @@ NOTICED_S = 3.0
 KNOWN_S = 0.1
 MESSAGE_S = 0.1
 
+RAISE = SplitOptions(on_split_lost="raise")
 MODES: list[OnSplitLost] = ["wait", "redistribute", "raise"]
 
 
 def numbers(num_rows: int = NUM_ROWS) -> aiodata.Dataset:
     return aiodata.range(num_rows, num_blocks=num_rows // BLOCK_ROWS)
+
+
+def slow(batch: dict[str, Any]) -> dict[str, Any]:
+    """Take so long that the epoch goes on when a killed consumer is noticed."""
+    time.sleep(0.6)
+    return batch
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +171,7 @@ async def test_survivors_get_what_a_killed_consumer_was_not_done_with_and_go_on_
 async def test_all_are_told_of_a_killed_consumer_while_one_holds_its_loop_and_the_next_epoch_is_whole(
     run: Run, survivors: list[Any]
 ) -> None:
-    splits = numbers().streaming_split(3, options=SplitOptions(on_split_lost="raise"))
+    splits = numbers().map_batches(slow, batch_size=BLOCK_ROWS).streaming_split(3, options=RAISE)
     await run.gate("dead", "a", at=5)
     victim = Consumer.remote().consume.remote(splits[0], run, "dead")
     a = survivors[0].consume.remote(splits[1], run, "a")
@@ -194,8 +202,9 @@ async def test_consumer_killed_at_the_barrier_is_replaced_or_done_without(
     waiting = survivors[0].consume.remote(splits[1], run, "waiting")
     pid = await run.reached("dead", 0)
     await run.reached("waiting", 0)
-    while (await splits[0].stats()).absent != (2,):
-        pass
+    with anyio.fail_after(30):
+        while (await splits[0].stats()).absent != (2,):
+            pass
     killed_s = kill(pid)
     await see_dead("actor", victim)
     consumers = [waiting]

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from aiodata.batching.feed import BundleSource
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import Wakeup, cleared_frames
 from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
 from aiodata.coordination.service import MAX_CALLS, Splitting
 from aiodata.errors import AiodataError
@@ -145,6 +145,9 @@ class _SplitEpoch:
                 await consume(self)
                 group.cancel_scope.cancel()
         finally:
+            # Tracebacks of cancelled calls refer to this until the garbage collection; the coordinator must not wait
+            # for that, where this is the last handle.
+            del self._service, self._on_end
             self.let_go()
 
     def let_go(self) -> None:
@@ -214,9 +217,10 @@ class _SplitEpoch:
     async def _ask(self, sequence: int) -> None:
         """Ask for a delivery, and take it in when those before it are in."""
         self._note_told()
-        delivery, run = await self._service.call(
-            "next_bundles", self._lease, sequence, self._bundles_ahead, self._acked_rows, self._prefetched_bytes
-        )
+        with cleared_frames():
+            delivery, run = await self._service.call(
+                "next_bundles", self._lease, sequence, self._bundles_ahead, self._acked_rows, self._prefetched_bytes
+            )
         if delivery.is_end:
             self._on_end(run)
         self._replies[sequence] = delivery.bundles

@@ -29,21 +29,17 @@ MAX_CALLS = 2
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How a dataset is split; what every handle of a split knows.
+    """How a dataset is split, as far as every handle of a split knows; its size depends on nothing.
 
     Attributes:
         num_splits: The number of splits.
         execution: How each epoch is run.
         options: What happens where splits are late or lost.
-        equal: Whether all splits get the same number of rows.
-        nodes: The node that each split's consumer is on, if that is known.
     """
 
     num_splits: int
     execution: ExecutionOptions
     options: SplitOptions
-    equal: bool = False
-    nodes: tuple[str | None, ...] = ()
 
 
 class CoordinatorService:
@@ -54,21 +50,32 @@ class CoordinatorService:
         splitting: How the rows are shared.
         dataset_id: What tells the dataset from others.
         new_token: Makes what consumers keep for as long as they are there.
+        equal: Whether all splits get the same number of rows.
+        nodes: The node that each split's consumer is on, if that is known.
     """
 
-    def __init__(self, plan: Plan, splitting: Splitting, dataset_id: str, new_token: NewToken) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        splitting: Splitting,
+        dataset_id: str,
+        new_token: NewToken,
+        *,
+        equal: bool,
+        nodes: tuple[str | None, ...],
+    ) -> None:
         """Prepare epoch 0."""
         self._plan = plan
         self._splitting = splitting
         self._dataset_id = dataset_id
         # Where order counts, a bundle that is near must not overtake another.
-        prefers_near = bool(splitting.nodes) and not splitting.execution.preserve_order
+        prefers_near = bool(nodes) and not splitting.execution.preserve_order
         self._coordinator = Coordinator(
             self._execute,
             splitting.num_splits,
             options=splitting.options,
-            equal=splitting.equal,
-            nodes=splitting.nodes if prefers_near else (),
+            equal=equal,
+            nodes=nodes if prefers_near else (),
             node_of=self._node_of,
             max_calls=MAX_CALLS,
             new_token=new_token,
