@@ -13,6 +13,7 @@ from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
+from pyarrow import acero
 
 from aiodata.block import as_block
 from aiodata.errors import AiodataError
@@ -301,9 +302,6 @@ def _not_awaitable(result: Any) -> Any:
 
 def _filter(table: pa.Table, expression: Any) -> pa.Table:
     """Filter in this thread alone, which `Table.filter` would not."""
-    # It imports pandas, where that is installed, which takes a worker longer than all else that it starts with.
-    from pyarrow import acero
-
     source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
     kept = acero.Declaration("filter", acero.FilterNodeOptions(expression), inputs=[source])
     return kept.to_table(use_threads=False)
