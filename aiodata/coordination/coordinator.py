@@ -98,6 +98,8 @@ class Coordinator:
         # The latest one that did not come about, for those who have not heard of that.
         self._failed: Gathering | None = None
         self._num_leases = 0
+        # Numbers of leases whose consumers were lost.
+        self._lost: set[int] = set()
         self._changed = Wakeup()
         self._answered = [News() for _ in range(num_splits)]
         self._left = News()
@@ -168,8 +170,9 @@ class Coordinator:
             SplitLostError: A split was lost, and all are to be told; or this one was taken for lost.
         """
         gathering = self._gathering_of(lease)
-        if lease.epoch != gathering.state.epoch:
+        if gathering is self._gathering:
             self._check_held(lease)
+        if lease.epoch != gathering.state.epoch:
             return ()
         is_late = await gathering.wait(lease.split_index, within_s, self._options.barrier_timeout_s, self._left)
         if gathering.state.failure is not None:
@@ -179,8 +182,7 @@ class Coordinator:
             self.notify_split_finished(lease)
             raise BarrierTimeoutError(
                 f"epoch {lease.epoch} did not begin within {self._options.barrier_timeout_s:g} s: "
-                f"{describe_splits(absent)} of {self._num_splits} did not arrive; see that every split has a consumer "
-                "that iterates over it"
+                f"{describe_splits(absent)} of {self._num_splits} did not arrive; every split needs a consumer"
             )
         self._check_held(lease)
         return absent
@@ -210,10 +212,8 @@ class Coordinator:
             SplitLostError: A split was lost, and all are to be told; or this one was taken for lost.
             Exception: The execution has failed.
         """
-        if not self._is_current(lease):
+        if not self._is_current(lease) or (state := self._running) is None:
             return _END
-        state = self._running
-        assert state is not None
         state.acknowledge(lease.split_index, acked_rows, prefetched_bytes)
         state.ask(lease.split_index, sequence, max_bundles)
         self._changed.set()
@@ -231,9 +231,8 @@ class Coordinator:
 
     def acknowledge(self, lease: Lease, acked_rows: int, prefetched_bytes: int = 0) -> None:
         """Note what a consumer is done with, in rows, and what it holds ahead, in bytes; late words are harmless."""
-        state = self._running
-        if state is not None and state.is_live(lease):
-            state.acknowledge(lease.split_index, acked_rows, prefetched_bytes)
+        if self._running is not None and self._running.is_live(lease):
+            self._running.acknowledge(lease.split_index, acked_rows, prefetched_bytes)
 
     def notify_split_finished(self, lease: Lease) -> None:
         """Say that a split wants no more of an epoch; stale leases and repeats are harmless.
@@ -311,16 +310,9 @@ class Coordinator:
         return gathering if gathering.can_arrive(split_index) else None
 
     def _gathering_of(self, lease: Lease) -> Gathering:
-        """Return what a lease waits for; the epoch that is to come, where it waits for nothing.
-
-        Raises:
-            SplitLostError: Its consumer was taken for lost.
-        """
-        if self._failed is not None and self._failed.state.leases.get(lease.split_index) == lease:
-            return self._failed
-        if lease.epoch == self._gathering.state.epoch:
-            self._check_held(lease)
-        return self._gathering
+        """Return what a lease waits for; the epoch that is to come, where it waits for nothing."""
+        failed = self._failed
+        return failed if failed is not None and failed.state.leases.get(lease.split_index) == lease else self._gathering
 
     def _is_current(self, lease: Lease) -> bool:
         """Whether a lease is of the running epoch, and goes on.
@@ -330,6 +322,7 @@ class Coordinator:
             SplitLostError: Its consumer was taken for lost.
             Exception: The epoch has failed.
         """
+        self._check_held(lease)
         state = self._running
         if lease.epoch > (state.epoch if state is not None else self._gathering.state.epoch - 1):
             raise EpochError(f"epoch {lease.epoch} has not started; wait for it with start_epoch")
@@ -337,24 +330,19 @@ class Coordinator:
             return False
         if state.failure is not None:
             raise state.failure.with_traceback(None)
-        self._check_held(lease)
         return state.is_live(lease)
 
     def _check_held(self, lease: Lease) -> None:
         """Raise `SplitLostError` if somebody was taken for lost who asks all the same."""
-        for state in (self._running, self._gathering.state):
-            if state is None or state.epoch != lease.epoch or state.is_live(lease):
-                continue
-            if state.leases.get(lease.split_index) != lease or not state.has_ended(lease.split_index):
-                raise SplitLostError(
-                    f"this consumer of split {lease.split_index} was taken for lost in epoch {lease.epoch}; iterate "
-                    "again to join the next one"
-                )
+        if lease.number in self._lost:
+            raise SplitLostError(
+                f"this consumer of split {lease.split_index} was taken for lost in epoch {lease.epoch}; iterate again "
+                "to join the next one"
+            )
 
     def _on_released(self, lease: Lease) -> None:
-        if self._watchers is not None and any(
-            state is not None and state.is_live(lease) for state in (self._running, self._gathering.state)
-        ):
+        states = (self._running, self._gathering.state)
+        if self._watchers is not None and any(state is not None and state.is_live(lease) for state in states):
             self._watchers.start_soon(self._lose_soon, lease)
 
     async def _lose_soon(self, lease: Lease) -> None:
@@ -367,6 +355,7 @@ class Coordinator:
         )
         gathering = self._gathering
         if self._running is not None and self._running.is_live(lease):
+            self._lost.add(lease.number)
             self._running.lose(split, failure)
             if self._running.failure is not None:
                 self._scope.cancel()
@@ -377,6 +366,7 @@ class Coordinator:
                 gathering.state.lose(split, failure)
             self._note_left(self._running, split)
         elif gathering.state.is_live(lease):
+            self._lost.add(lease.number)
             gathering.state.lose(split, failure)
             if gathering.state.failure is not None:
                 self._fail_gathering(failure)

@@ -1,4 +1,4 @@
-"""Ray Train: `ray.train.get_dataset_shard(name)` gives each worker its split.
+"""Ray Train: `get_dataset_shard(name)` gives each worker its split.
 
 Workers are given the small handles of their own splits, never a dataset. Needs `pip install "ray[train]"`.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import ray.train
 from ray.train import DataConfig
 
 from aiodata.dataset import Dataset
@@ -39,7 +40,7 @@ class SplitConfig(DataConfig):  # type: ignore[misc]  # Ray has no types.
     Example:
         ```python
         def train(config):
-            split = ray.train.get_dataset_shard("train")
+            split = get_dataset_shard("train")
 
             async def main():
                 async for batch in split.aiter_torch_batches(batch_size=1024):
@@ -104,3 +105,26 @@ class SplitConfig(DataConfig):  # type: ignore[misc]  # Ray has no types.
                 "among however many workers there are"
             )
         return source
+
+
+def get_dataset_shard(name: str = "train") -> SplitIterator:
+    """Return this worker's split, by its rank, of what the trainer was given under a name; called in a worker.
+
+    It is Ray's own `ray.train.get_dataset_shard`, with a look at what that returns.
+
+    Raises:
+        OptionError: The trainer was given nothing under that name, or no `SplitConfig`.
+        RuntimeError: This is no worker of Ray Train.
+
+    Example:
+        ```python
+        split = get_dataset_shard("val")
+        ```
+    """
+    try:
+        shard = ray.train.get_dataset_shard(name)
+    except KeyError as error:
+        raise OptionError(f"name={name!r} is none of the names in the trainer's datasets=...: {error}") from error
+    if not isinstance(shard, SplitIterator):
+        raise OptionError(f"name={name!r} is {shard!r}, not a split; give the trainer dataset_config=SplitConfig()")
+    return shard

@@ -441,6 +441,19 @@ async def test_who_is_taken_for_lost_before_the_start_is_told_so(mode: OnSplitLo
         assert await hosted.coordinator.start_epoch(lease, 1) == ((0, 2) if mode == "wait" else (2,))
 
 
+@virtual
+async def test_who_is_taken_for_lost_is_told_so_though_its_epoch_has_ended() -> None:
+    async with hosting(FakeExecution(1), 2, on_split_lost="redistribute") as hosted:
+        (lost, token), (other, _) = await join_all(hosted.coordinator, 2)
+        hosted.tokens.release(token)
+        await anyio.sleep(1)
+        await take(hosted.coordinator, other, [])
+        hosted.coordinator.notify_split_finished(other)
+        await settled()
+        with pytest.raises(SplitLostError, match="this consumer of split 0 was taken for lost in epoch 0"):
+            await hosted.coordinator.next_bundles(lost, 0)
+
+
 @pytest.mark.parametrize("mode", ["wait", "redistribute", "raise"])
 @virtual
 async def test_word_that_comes_just_after_the_token_counts(mode: OnSplitLost) -> None:

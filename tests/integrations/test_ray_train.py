@@ -39,12 +39,16 @@ def train(config: dict[str, Any]) -> None:
     """Take an epoch of each dataset; in the first attempt, one of the workers dies in the first of them."""
     import ray.train
 
+    from aiodata.integrations.ray_train import get_dataset_shard
+
     seen, marker = config["seen"], Path(config["marker"])
     rank, attempt = ray.train.get_context().get_world_rank(), int(marker.exists())
+    with pytest.raises(OptionError, match=r"name='tset' is none of the names"):
+        get_dataset_shard("tset")
 
     async def main() -> None:
         for name in ("train", "val"):
-            async for batch in ray.train.get_dataset_shard(name).aiter_batches(batch_size=5):
+            async for batch in get_dataset_shard(name).aiter_batches(batch_size=5):
                 await seen.note.remote(name, attempt, rank, batch["id"].tolist())
                 if rank == 1 and not attempt:
                     die(marker)
@@ -75,6 +79,17 @@ def test_workers_get_their_splits_and_a_new_group_of_workers_gets_new_ones(tmp_p
     assert (len(first), len(second)) == (50, 50)
     assert len({*first, *second} & set(range(101))) == 100
     assert sorted(rows.get(("val", 1, 0), []) + rows.get(("val", 1, 1), [])) == list(range(50))
+
+
+def test_shard_is_for_workers() -> None:
+    with pytest.raises(RuntimeError, match="training function"):
+        ray_train.get_dataset_shard("train")
+
+
+def test_shard_that_is_no_split_is_refused_with_the_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("ray.train.get_dataset_shard", lambda name: name)
+    with pytest.raises(OptionError, match=r"give the trainer dataset_config=SplitConfig\(\)"):
+        ray_train.get_dataset_shard("train")
 
 
 def test_splits_are_given_by_rank_and_name() -> None:
