@@ -6,26 +6,29 @@ that consumers in other processes call. Nothing in its protocol needs shared mem
 
 from __future__ import annotations
 
+import logging
+from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from time import perf_counter
 from typing import Any
 
 import anyio
 
-from aiodata.bundle import BlockRef, RefBundle
+from aiodata.bundle import BlockRef
 from aiodata.concurrency import News, Wakeup, cleared_frames
 from aiodata.coordination.distribution import Distribution, Execute
 from aiodata.coordination.epoch import DELIVERY_BYTES, EpochPhase, EpochState
 from aiodata.coordination.gathering import Gathering, describe_splits
-from aiodata.coordination.lease import Lease
-from aiodata.errors import BarrierTimeoutError, EpochError, SplitBusyError, SplitLostError
+from aiodata.coordination.lease import Delivery, Lease
+from aiodata.errors import BarrierTimeoutError, EpochError, SplitBusyError
 from aiodata.options import SplitOptions
 from aiodata.stats import CoordinatorStats, RunStats
 
 # Returns what a consumer keeps for as long as it is there; the function is called when it is gone. See
 # `aiodata.runtime.hosting`.
 NewToken = Callable[[Callable[[], None]], Any]
+
+_logger = logging.getLogger("aiodata")
 
 # How long a consumer waits for the one before it to leave, in seconds: one that has died is noticed within that time.
 _BUSY_AFTER_S = 4.0
@@ -35,17 +38,8 @@ _BUSY_AFTER_S = 4.0
 _GRACE_S = 0.2
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
-    """The answer to a split that asks for bundles.
-
-    Attributes:
-        bundles: The bundles; none at the end of the epoch.
-        is_end: Whether the split's epoch has ended.
-    """
-
-    bundles: tuple[RefBundle, ...]
-    is_end: bool = False
+# Consumers that were taken for lost and are remembered, should they ask all the same.
+_MAX_LOST = 1_000
 
 
 _END = Delivery((), is_end=True)
@@ -98,8 +92,8 @@ class Coordinator:
         # The latest one that did not come about, for those who have not heard of that.
         self._failed: Gathering | None = None
         self._num_leases = 0
-        # Numbers of leases whose consumers were lost.
-        self._lost: set[int] = set()
+        # Numbers of the latest leases whose consumers were lost.
+        self._lost: deque[int] = deque(maxlen=_MAX_LOST)
         self._changed = Wakeup()
         self._answered = [News() for _ in range(num_splits)]
         self._left = News()
@@ -108,9 +102,13 @@ class Coordinator:
         self._overhead_s = 0.0
 
     @property
-    def is_running(self) -> bool:
-        """Whether an epoch is running."""
-        return self._running is not None and self._running.phase is EpochPhase.RUNNING
+    def phase(self) -> EpochPhase:
+        """Where the latest epoch is in its life; `ENDED` while its execution is being shut down."""
+        return self._running.phase if self._running is not None else EpochPhase.GATHERING
+
+    async def wait_for_news(self) -> None:
+        """Wait until a split has left, or an execution has been shut down."""
+        await self._left.wait()
 
     async def serve(self, num_epochs: int | None = None) -> None:
         """Run so many epochs, one after the other; None: without an end.
@@ -121,7 +119,7 @@ class Coordinator:
         try:
             async with anyio.create_task_group() as self._watchers:
                 while num_epochs is None or self._gathering.state.epoch < num_epochs:
-                    while self._gathering.state.absent or not self._gathering.state.leases:
+                    while self._gathering.state.absent:
                         await self._changed.wait()
                     await self._serve_epoch()
                 self._watchers.cancel_scope.cancel()
@@ -174,6 +172,8 @@ class Coordinator:
             self._check_held(lease)
         if lease.epoch != gathering.state.epoch:
             return ()
+        if gathering.state.leases.get(lease.split_index) != lease:
+            raise EpochError(f"this consumer of split {lease.split_index} has left epoch {lease.epoch}; iterate again")
         is_late = await gathering.wait(lease.split_index, within_s, self._options.barrier_timeout_s, self._left)
         if gathering.state.failure is not None:
             raise gathering.state.failure.with_traceback(None)
@@ -224,9 +224,10 @@ class Coordinator:
                 return Delivery(bundles)
             if state.has_ended(lease.split_index):
                 break
-            started = anyio.current_time()
+            # Of several calls, the first one's wait is the consumer's.
+            started, counts = anyio.current_time(), ledger.is_next(sequence)
             await self._answered[lease.split_index].wait()
-            ledger.wait_s += anyio.current_time() - started
+            ledger.wait_s += (anyio.current_time() - started) * counts
         return _END
 
     def acknowledge(self, lease: Lease, acked_rows: int, prefetched_bytes: int = 0) -> None:
@@ -294,9 +295,14 @@ class Coordinator:
             while state.phase is not EpochPhase.ENDED:
                 await self._changed.wait()
         finally:
+            self._warn_of_left_rows(state)
             state.drop()
         self._running = None
         self._tell_all()
+
+    def _warn_of_left_rows(self, state: EpochState) -> None:
+        if state.left_rows:
+            _logger.warning("epoch %d: %d rows of a lost consumer went to nobody", state.epoch, state.left_rows)
 
     def _open_to(self, split_index: int) -> EpochState | None:
         """Return the epoch that a new consumer of a split can join, if there is one."""
@@ -335,10 +341,7 @@ class Coordinator:
     def _check_held(self, lease: Lease) -> None:
         """Raise `SplitLostError` if somebody was taken for lost who asks all the same."""
         if lease.number in self._lost:
-            raise SplitLostError(
-                f"this consumer of split {lease.split_index} was taken for lost in epoch {lease.epoch}; iterate again "
-                "to join the next one"
-            )
+            raise lease.taken_for_lost()
 
     def _on_released(self, lease: Lease) -> None:
         states = (self._running, self._gathering.state)
@@ -349,15 +352,12 @@ class Coordinator:
         """Note that a consumer is gone, unless it says that it leaves in good order."""
         await anyio.sleep(_GRACE_S)
         split = lease.split_index
-        failure = SplitLostError(
-            f"the consumer of split {split} is gone without a word in epoch {lease.epoch}; see its process's logs, or "
-            "use SplitOptions(on_split_lost='wait' or 'redistribute') to go on without it"
-        )
+        failure = lease.lost()
         gathering = self._gathering
         if self._running is not None and self._running.is_live(lease):
-            self._lost.add(lease.number)
+            self._lost.append(lease.number)
             self._running.lose(split, failure)
-            if self._running.failure is not None:
+            if self._running.failure is failure:
                 self._scope.cancel()
                 self._tell_all()
                 # Who has had its part of this epoch already waits for the next one, to which nobody may come.
@@ -366,7 +366,7 @@ class Coordinator:
                 gathering.state.lose(split, failure)
             self._note_left(self._running, split)
         elif gathering.state.is_live(lease):
-            self._lost.add(lease.number)
+            self._lost.append(lease.number)
             gathering.state.lose(split, failure)
             if gathering.state.failure is not None:
                 self._fail_gathering(failure)
@@ -375,7 +375,7 @@ class Coordinator:
     def _fail_gathering(self, failure: Exception) -> None:
         """Have those who wait for the next epoch raise an error; others may gather for it."""
         self._failed = self._gathering
-        self._gathering = self._gather(self._failed.state.epoch, set())
+        self._gathering = self._gather(self._failed.state.epoch, self._failed.state.missing)
         self._failed.fail(failure)
 
     def _note_left(self, state: EpochState, split_index: int) -> None:

@@ -222,11 +222,11 @@ class EpochState:
             return
         if self.on_split_lost == "raise":
             self.fail(failure)
-        if self.failure is not None:
+        if self.on_split_lost == "redistribute":
+            self._go_without(split_index)
+        elif self.failure is not None:
             # Nobody gets anything more, so there is nothing to wait for.
             self.finish(split_index)
-        elif self.on_split_lost == "redistribute":
-            self._go_without(split_index)
         elif self._is_started:
             self._leave_line(split_index)
             self._lost.add(split_index)
@@ -240,6 +240,11 @@ class EpochState:
         self._clear_pool()
         for split in list(self._lost):
             self.finish(split)
+
+    @property
+    def left_rows(self) -> int:
+        """Rows of lost splits that were nobody's when all others had been told of the end."""
+        return self._pool_rows if self._exhausted and self.missing and not self._equal else 0
 
     def drop(self) -> None:
         """Let go of all bundles."""
@@ -257,8 +262,9 @@ class EpochState:
         ledger = self.ledgers[split_index]
         returned = ledger.give_back()
         self._gone_rows += ledger.rows
-        self._pool.extendleft((bundle, None) for bundle in reversed(returned))
-        self._pool_rows += sum(bundle.num_rows for bundle in returned)
+        if self.failure is None:
+            self._pool.extendleft((bundle, None) for bundle in reversed(returned))
+            self._pool_rows += sum(bundle.num_rows for bundle in returned)
 
     def _await_all_if_none(self) -> None:
         """Where the consumers of all splits were lost, the epoch waits for new ones."""
@@ -274,7 +280,7 @@ class EpochState:
     def _line_up(self, split_index: int) -> None:
         """Put a split behind all who wait; before them if something is reserved for it, or if it has fewer rows."""
         ledger = self.ledgers[split_index]
-        if not ledger.wanted or split_index in self._line:
+        if not ledger.wanted or split_index in self._line or split_index in self._told:
             return
         rank = -1 if ledger.reserved else ledger.rows if self._equal else 0
         self._num_places += 1

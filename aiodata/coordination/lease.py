@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from aiodata.bundle import RefBundle
-from aiodata.errors import EpochError
+from aiodata.errors import EpochError, SplitLostError
 from aiodata.stats import SplitStats
 
 
@@ -24,6 +24,33 @@ class Lease:
     epoch: int
     split_index: int
     number: int
+
+    def lost(self) -> SplitLostError:
+        """Return what the others are told if its consumer is gone."""
+        return SplitLostError(
+            f"the consumer of split {self.split_index} is gone without a word in epoch {self.epoch}; see its process's "
+            "logs, or use SplitOptions(on_split_lost='wait' or 'redistribute') to go on without it"
+        )
+
+    def taken_for_lost(self) -> SplitLostError:
+        """Return what its consumer is told if it is there after all."""
+        return SplitLostError(
+            f"this consumer of split {self.split_index} was taken for lost in epoch {self.epoch}; iterate again to "
+            "join the next one"
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """The answer to a split that asks for bundles.
+
+    Attributes:
+        bundles: The bundles; none at the end of the epoch.
+        is_end: Whether the split's epoch has ended.
+    """
+
+    bundles: tuple[RefBundle, ...]
+    is_end: bool = False
 
 
 class Ledger:
@@ -92,6 +119,10 @@ class Ledger:
             del self._delivered[one]
         if is_next:
             self._asked[sequence] = max(1, max_bundles)
+
+    def is_next(self, sequence: int) -> bool:
+        """Whether a delivery is the next one."""
+        return sequence == self._sequence
 
     def deliver(self, bundles: Sequence[RefBundle]) -> None:
         """Make bundles, which are the split's already, its next delivery."""

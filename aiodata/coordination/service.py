@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from aiodata.bundle import BlockRef
 from aiodata.concurrency.supervise import unwrap
-from aiodata.coordination.coordinator import Coordinator, Delivery
-from aiodata.coordination.lease import Lease
+from aiodata.coordination.coordinator import Coordinator
+from aiodata.coordination.epoch import EpochPhase
+from aiodata.coordination.lease import Delivery, Lease
 from aiodata.errors import EpochError
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.execution.operators import Output
@@ -140,14 +141,18 @@ class CoordinatorService:
             EpochError: An epoch is running, and has not shown it yet.
         """
         while (schema := self._known_schema()) is None:
-            if self._coordinator.is_running:
-                raise EpochError(
-                    "the schema is not known yet, and an epoch is running, beside which no second execution is "
-                    "started; ask after the first batch, or before the epoch begins"
-                )
-            if self._learning is not None:
-                await self._learning.wait()
-                continue
+            match self._coordinator.phase:
+                case EpochPhase.RUNNING:
+                    raise EpochError(
+                        "the schema is not known yet, and an epoch is running, beside which no second execution is "
+                        "started; ask after the first batch, or before the epoch begins"
+                    )
+                case EpochPhase.ENDED:
+                    await self._coordinator.wait_for_news()
+                    continue
+                case EpochPhase.GATHERING if self._learning is not None:
+                    await self._learning.wait()
+                    continue
             self._learning = anyio.Event()
             try:
                 self._schema = await find_schema(self._plan, self._splitting.execution)

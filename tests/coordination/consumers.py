@@ -12,6 +12,7 @@ import anyio
 import anyio.lowlevel
 from anyio.streams.memory import MemoryObjectSendStream
 
+from aiodata import SplitOptions
 from aiodata.bundle import RefBundle
 from aiodata.coordination import Coordinator, Lease
 from aiodata.testing import VirtualTimeLoop
@@ -77,6 +78,24 @@ async def serving(coordinator: Coordinator, num_epochs: int | None = None) -> As
         await anyio.lowlevel.checkpoint()
         yield
         group.cancel_scope.cancel()
+
+
+class Hosted:
+    """A coordinator, its execution and its tokens."""
+
+    def __init__(self, execution: FakeExecution, num_splits: int, **options: Any) -> None:
+        self.execution = execution
+        self.tokens = Tokens()
+        self.coordinator = Coordinator(
+            execution, num_splits, options=SplitOptions(**options), max_calls=2, new_token=self.tokens.new
+        )
+
+
+@asynccontextmanager
+async def hosting(execution: FakeExecution, num_splits: int = 2, **options: Any) -> AsyncIterator[Hosted]:
+    hosted = Hosted(execution, num_splits, **options)
+    async with serving(hosted.coordinator):
+        yield hosted
 
 
 async def join_all(coordinator: Coordinator, num_splits: int) -> list[tuple[Lease, Any]]:

@@ -2,40 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
-from typing import Any
-
 import anyio
 import pytest
 
-from aiodata import BarrierTimeoutError, EpochError, SplitBusyError, SplitLostError, SplitOptions
+from aiodata import BarrierTimeoutError, EpochError, SplitBusyError, SplitLostError
 from aiodata.concurrency.supervise import unwrap
 from aiodata.coordination import Coordinator, Delivery, Lease
+from aiodata.coordination.epoch import EpochPhase
 from aiodata.options import OnSplitLost
 from aiodata.stats import RunStats
-from tests.coordination.consumers import FakeExecution, Tokens, consume, join_all, serving, settled, take, virtual
+from tests.coordination.consumers import (
+    FakeExecution,
+    Hosted,
+    consume,
+    hosting,
+    join_all,
+    serving,
+    settled,
+    take,
+    virtual,
+)
 from tests.coordination.epochs import ids_of
 
 END = Delivery((), is_end=True)
-
-
-class Hosted:
-    """A coordinator, its execution and its tokens."""
-
-    def __init__(self, execution: FakeExecution, num_splits: int, **options: Any) -> None:
-        self.execution = execution
-        self.tokens = Tokens()
-        self.coordinator = Coordinator(
-            execution, num_splits, options=SplitOptions(**options), max_calls=2, new_token=self.tokens.new
-        )
-
-
-@asynccontextmanager
-async def hosting(execution: FakeExecution, num_splits: int = 2, **options: Any) -> AsyncIterator[Hosted]:
-    hosted = Hosted(execution, num_splits, **options)
-    async with serving(hosted.coordinator):
-        yield hosted
 
 
 @pytest.mark.parametrize("num_splits", [1, 2, 5])
@@ -232,9 +221,9 @@ async def test_execution_is_shut_down_when_all_have_finished_and_calls_go_on_bei
         await hosted.coordinator.next_bundles(first, 0)
         hosted.coordinator.notify_split_finished(first)
         await settled()
-        assert (hosted.execution.running, hosted.coordinator.is_running) == (1, True)
+        assert (hosted.execution.running, hosted.coordinator.phase) == (1, EpochPhase.RUNNING)
         hosted.coordinator.notify_split_finished(second)
-        assert not hosted.coordinator.is_running
+        assert hosted.coordinator.phase is EpochPhase.ENDED
         assert await hosted.coordinator.next_bundles(first, 1) == END
         lease, _ = await hosted.coordinator.join(0)
         assert (lease.epoch, anyio.current_time()) == (1, 0)

@@ -395,3 +395,20 @@ def test_epoch_that_is_over_refers_to_nothing(end: str) -> None:
             state.fail(RuntimeError())
     gc.collect()
     assert [ref() for ref in refs] == [None, None]
+
+
+def test_who_was_told_of_the_end_gets_nothing_of_what_a_lost_one_leaves() -> None:
+    state = running(3, mode="redistribute", max_calls=2)
+    offer(state, 1, 1, 1)
+    state.ask(1, 0, 3)
+    state.assign()
+    state.exhaust()
+    for split, sequence in ((2, 0), (0, 0), (1, 1)):
+        state.ask(split, sequence, 1)
+    assert state.assign() == [0, 1]
+    state.lose(1, RuntimeError())
+    # Another call of the same consumer, which was under way.
+    state.ask(0, 1, 1)
+    state.assign()
+    assert state.ledgers[0].rows == 0
+    assert state.ledgers[2].rows == 1
