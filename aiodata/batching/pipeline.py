@@ -16,14 +16,14 @@ from aiodata.batching.options import BatchOptions
 from aiodata.batching.stages import AheadStage, Caller, CollateStage, NextItem, Stage
 from aiodata.batching.window import FetchWindow
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
+from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop, send
 from aiodata.errors import TaskError
 
 # Cutting a batch takes long from here on, in seconds.
 _LONG_CUT_S = 0.001
 
 # Bundles that may wait for whoever iterates over them; a bundle is a reference.
-_MAX_WAITING_BUNDLES = 4
+_MAX_WAITING_BUNDLES = 16
 
 
 class Pipeline(Protocol):
@@ -312,7 +312,7 @@ class BundlePipeline:
     async def _run(self, bundles: BundleSource) -> None:
         self._report.tell()
         while (bundle := await bundles.next_bundle(0)) is not None:
-            await self._send.send(bundle)
+            await send(self._send, bundle)
             self._arrived.set()
             del bundle
             self._report.tell()
