@@ -78,8 +78,8 @@ async def assert_stopped(log: CallLog) -> float:
     """Check that the execution has ended; return how long that took to be seen, in seconds."""
     left = time.time()
     delay_s = await until(cpus_are_free, "CPUs are not free", within_s=SOON_S)
-    # Ray's word on its CPUs is a little old: tasks that had just been sent may have begun since. A pipeline that went on
-    # would call some ten times in this while.
+    # Ray's word on its CPUs is a little old: tasks that had just been sent may have begun since. A pipeline that went
+    # on would call some ten times in this while.
     await until(
         lambda: time.time() - max([left, *log.times()]) > 5 * CALL_S, "functions are still called", within_s=SOON_S
     )
