@@ -51,8 +51,8 @@ PROGRAM = """
     async def one_pass(add, kill):
         calls = tempfile.mkdtemp()
         node = add_node()
-        # Little is made ahead, so there is work to come when the node is lost, and the actors are still needed: Ray makes
-        # no block again whose actor was let go.
+        # Little is made ahead, so that the actors are still needed when the node is lost: Ray makes no block again whose
+        # actor was let go.
         little = {"max_object_store_bytes": 8 << 20, "target_block_bytes": 1 << 20}
         ds = aiodata.range(NUM_ROWS, num_blocks=8).with_options(runtime="ray", preserve_order=True, **little)
         ds = ds.map_batches(pad, batch_size=BATCH_ROWS, num_cpus=1, fn_args=(calls,))

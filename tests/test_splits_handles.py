@@ -138,12 +138,12 @@ class _Gate:
 Gate: Any = ray.remote(num_cpus=0)(_Gate)
 
 
-def gated(gate: Any, num_blocks: int = 2) -> aiodata.Dataset:
+def gated(gate: Any) -> aiodata.Dataset:
     def call(batch: Batch) -> Batch:
         ray.get(gate.enter.remote())
         return {"id": batch["id"], "twice": batch["id"] * 2.0}
 
-    return aiodata.range(NUM_ROWS, num_blocks=num_blocks).map_batches(call, batch_size=None)
+    return aiodata.range(NUM_ROWS, num_blocks=1).map_batches(call, batch_size=None)
 
 
 async def reach(gate: Any, num_calls: int) -> None:
@@ -154,7 +154,7 @@ async def reach(gate: Any, num_calls: int) -> None:
 
 async def test_schema_is_unknown_before_the_first_block_of_an_epoch_and_known_from_then_on() -> None:
     gate = Gate.remote()
-    split = gated(gate, num_blocks=1).streaming_split(1)[0]
+    split = gated(gate).streaming_split(1)[0]
     batches = aiter(split.aiter_batches(batch_size=BATCH_ROWS))
     async with anyio.create_task_group() as group:
         group.start_soon(anext, batches)
@@ -172,7 +172,7 @@ async def test_schema_is_unknown_before_the_first_block_of_an_epoch_and_known_fr
 
 async def test_two_who_ask_for_the_schema_share_a_short_run_and_an_epoch_waits_for_it() -> None:
     gate = Gate.remote()
-    splits = gated(gate, num_blocks=1).streaming_split(2)
+    splits = gated(gate).streaming_split(2)
     found: list[int] = []
     schemas: list[pa.Schema] = []
 
