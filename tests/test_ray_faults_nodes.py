@@ -51,7 +51,7 @@ PROGRAM = """
     async def one_pass(add, kill):
         calls = tempfile.mkdtemp()
         node = add_node()
-        # Little is made ahead, so that the actors are still needed when the node is lost: Ray makes no block again whose
+        # Little is made ahead, so the actors are still needed when the node is lost: Ray makes no block again whose
         # actor was let go.
         little = {"max_object_store_bytes": 8 << 20, "target_block_bytes": 1 << 20}
         ds = aiodata.range(NUM_ROWS, num_blocks=8).with_options(runtime="ray", preserve_order=True, **little)
