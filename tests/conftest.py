@@ -63,6 +63,14 @@ async def clean(runtime: str) -> AsyncIterator[None]:
         await until(lambda: stored_bytes() <= baseline, "objects are left in Ray's store")
 
 
+@pytest.fixture
+async def empty_store(ray_cluster: None) -> AsyncIterator[None]:
+    """Check after a test that nothing is in Ray's object store."""
+    yield
+    gc.collect()
+    await until(lambda: stored_bytes() == 0, "objects are left in Ray's store", within_s=10.0)
+
+
 def threads() -> set[str]:
     """Names of the threads that are neither anyio's pooled workers nor Ray's own."""
     return {

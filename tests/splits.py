@@ -120,7 +120,7 @@ async def leave_while_waiting(split: Split) -> list[int]:
     batches = aiter(split.aiter_batches(batch_size=1000 * BATCH_ROWS))
 
     async def cancel_when_it_runs(scope: anyio.CancelScope) -> None:
-        await until_stats(split, lambda stats: bool(stats.run.operators))
+        await until_stats(split, lambda stats: any(operator.rows for operator in stats.run.operators))
         scope.cancel()
 
     async with anyio.create_task_group() as group:

@@ -10,7 +10,7 @@ import pytest
 
 from tests.runtime.test_start import run
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(240)]
 
 PROGRAM = """
     import asyncio, json, os, tempfile, time
@@ -51,7 +51,10 @@ PROGRAM = """
     async def one_pass(add, kill):
         calls = tempfile.mkdtemp()
         node = add_node()
-        ds = aiodata.range(NUM_ROWS, num_blocks=8).with_options(runtime="ray", preserve_order=True)
+        # Little is made ahead, so the actors are still needed when the node is lost: Ray makes no block again whose
+        # actor was let go.
+        little = {"max_object_store_bytes": 8 << 20, "target_block_bytes": 1 << 20}
+        ds = aiodata.range(NUM_ROWS, num_blocks=8).with_options(runtime="ray", preserve_order=True, **little)
         ds = ds.map_batches(pad, batch_size=BATCH_ROWS, num_cpus=1, fn_args=(calls,))
         rows, started = [], time.perf_counter()
         async with add(ds).aiter_batches(batch_size=BATCH_ROWS) as batches:
@@ -90,7 +93,7 @@ PROGRAM = """
 def test_blocks_of_a_lost_node_are_made_again_and_no_row_is_lost_or_doubled(tmp_path: Path) -> None:
     # Or Ray would let every other program on this machine join the cluster; its sockets need short paths.
     with TemporaryDirectory(prefix="ray-") as folder:
-        result = run(PROGRAM, tmp_path, RAY_TMPDIR=folder)
+        result = run(PROGRAM, tmp_path, timeout_s=200, RAY_TMPDIR=folder)
     # Ray prints, too, and maybe on the same line.
     decode = json.JSONDecoder().raw_decode
     passes = [decode(line)[0] for line in result.stdout.splitlines() if line.startswith("{")]

@@ -25,7 +25,7 @@ from tests.split_consumers import coordinator_of
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.usefixtures("empty_store"),
     pytest.mark.asyncio(loop_factories=["asyncio"]),
     pytest.mark.timeout(90),
 ]
@@ -138,12 +138,12 @@ class _Gate:
 Gate: Any = ray.remote(num_cpus=0)(_Gate)
 
 
-def gated(gate: Any, num_blocks: int = 2) -> aiodata.Dataset:
+def gated(gate: Any) -> aiodata.Dataset:
     def call(batch: Batch) -> Batch:
         ray.get(gate.enter.remote())
         return {"id": batch["id"], "twice": batch["id"] * 2.0}
 
-    return aiodata.range(NUM_ROWS, num_blocks=num_blocks).map_batches(call, batch_size=None)
+    return aiodata.range(NUM_ROWS, num_blocks=1).map_batches(call, batch_size=None)
 
 
 async def reach(gate: Any, num_calls: int) -> None:
@@ -166,13 +166,13 @@ async def test_schema_is_unknown_before_the_first_block_of_an_epoch_and_known_fr
     assert (await split.schema()).names == ["id", "twice"]
     await batches.aclose()
     assert (await split.schema()).names == ["id", "twice"]
-    # One call for each block, and none for the schema.
-    assert await gate.num_calls.remote() == 2
+    # One call for the block, and none for the schema.
+    assert await gate.num_calls.remote() == 1
 
 
 async def test_two_who_ask_for_the_schema_share_a_short_run_and_an_epoch_waits_for_it() -> None:
     gate = Gate.remote()
-    splits = gated(gate, num_blocks=1).streaming_split(2)
+    splits = gated(gate).streaming_split(2)
     found: list[int] = []
     schemas: list[pa.Schema] = []
 

@@ -25,7 +25,7 @@ from tests.split_consumers import coordinator_of
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.usefixtures("ray_cluster"),
+    pytest.mark.usefixtures("empty_store"),
     pytest.mark.asyncio(loop_factories=["asyncio"]),
     pytest.mark.timeout(90),
 ]
@@ -153,7 +153,7 @@ async def test_name_that_is_taken_and_one_that_is_unknown_are_errors_that_name_i
     with pytest.raises(aiodata.CoordinatorLostError, match=name):
         await aiodata.attach(name)
     splits = aiodata.range(NUM_ROWS).streaming_split(1, name=name)
-    with pytest.raises(aiodata.OptionError, match=f"{name}.* is taken"):
+    with pytest.raises(aiodata.OptionError, match=f"name='{name}' can not be given: .*Attach to the one that has it"):
         aiodata.range(NUM_ROWS).streaming_split(1, name=name)
     assert sorted(await rows(splits[0])) == list(range(NUM_ROWS))
     ray.kill(coordinator_of(splits[0]))

@@ -2,83 +2,124 @@
 
 from __future__ import annotations
 
-import os
+import json
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pytest
-import ray
 
 import aiodata
 from aiodata import OptionError, SplitIterator, SplitOptions
+from aiodata.coordination.service import CoordinatorService
+from tests.batching.services import new_token
+from tests.runtime.test_start import run
 
 ray_train = pytest.importorskip("aiodata.integrations.ray_train", exc_type=ImportError)
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
 
-class Seen:
-    """What the workers have seen."""
-
-    def __init__(self) -> None:
-        self.seen: dict[tuple[str, int, int], list[int]] = {}
-
-    def note(self, name: str, attempt: int, rank: int, rows: list[int]) -> None:
-        self.seen.setdefault((name, attempt, rank), []).extend(rows)
-
-    def all(self) -> dict[tuple[str, int, int], list[int]]:
-        return self.seen
-
-
-def die(marker: Path) -> None:
-    marker.touch()
-    os._exit(1)
-
-
-def train(config: dict[str, Any]) -> None:
-    """Take an epoch of each dataset; in the first attempt, one of the workers dies in the first of them."""
-    import ray.train
-
-    from aiodata.integrations.ray_train import get_dataset_shard
-
-    seen, marker = config["seen"], Path(config["marker"])
-    rank, attempt = ray.train.get_context().get_world_rank(), int(marker.exists())
-    with pytest.raises(OptionError, match=r"name='tset' is none of the names"):
-        get_dataset_shard("tset")
-
-    async def main() -> None:
-        for name in ("train", "val"):
-            async for batch in get_dataset_shard(name).aiter_batches(batch_size=5):
-                await seen.note.remote(name, attempt, rank, batch["id"].tolist())
-                if rank == 1 and not attempt:
-                    die(marker)
-
-    aiodata.run(main)
-
-
-# Making a trainer has Ray Data warn of itself.
-@pytest.mark.filterwarnings("ignore::DeprecationWarning:ray", "ignore::FutureWarning:ray")
-@pytest.mark.timeout(400)
-def test_workers_get_their_splits_and_a_new_group_of_workers_gets_new_ones(tmp_path: Path) -> None:
+# Ray Train leaves a handler of Ctrl-C behind, which holds its controller, and so what that was given, for as
+# long as the process lives: it has one of its own, with a cluster of its own.
+PROGRAM = """
+    import json, os, pathlib, tempfile
+    import ray
+    import aiodata
+    from aiodata import OptionError
+    from aiodata.integrations.ray_train import SplitConfig, get_dataset_shard
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    seen = ray.remote(num_cpus=0)(Seen).remote()
-    trainer = TorchTrainer(
-        train,
-        train_loop_config={"seen": seen, "marker": str(tmp_path / "died")},
-        datasets={"train": aiodata.range(101, num_blocks=9), "val": aiodata.range(50).streaming_split(2)},
-        dataset_config=ray_train.SplitConfig(),
-        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
-        run_config=RunConfig(storage_path=str(tmp_path), failure_config=FailureConfig(max_failures=1)),
-    )
-    trainer.fit()
-    rows = ray.get(seen.all.remote())
-    assert rows["train", 0, 1]
-    first, second = rows["train", 1, 0], rows["train", 1, 1]
+    class Seen:
+        def __init__(self):
+            self.seen = {}
+
+        def note(self, name, attempt, rank, rows):
+            self.seen.setdefault(f"{name} {attempt} {rank}", []).extend(rows)
+
+        def all(self):
+            return self.seen
+
+    def die(marker):
+        marker.touch()
+        os._exit(1)
+
+    def train(config):
+        # Take an epoch of each dataset; in the first attempt, one of the workers dies in the first of them.
+        seen, marker = config["seen"], pathlib.Path(config["marker"])
+        rank, attempt = ray.train.get_context().get_world_rank(), int(marker.exists())
+        try:
+            get_dataset_shard("tset")
+        except OptionError as error:
+            assert "name='tset' is none of the names" in str(error)
+        else:
+            raise AssertionError("a name that was not given has a shard")
+
+        async def main():
+            for name in ("train", "val"):
+                async for batch in get_dataset_shard(name).aiter_batches(batch_size=5):
+                    await seen.note.remote(name, attempt, rank, batch["id"].tolist())
+                    if rank == 1 and not attempt:
+                        die(marker)
+
+        aiodata.run(main)
+
+    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+    with tempfile.TemporaryDirectory() as folder:
+        seen = ray.remote(num_cpus=0)(Seen).remote()
+        trainer = TorchTrainer(
+            train,
+            train_loop_config={"seen": seen, "marker": f"{folder}/died"},
+            datasets={"train": aiodata.range(101, num_blocks=9), "val": aiodata.range(50).streaming_split(2)},
+            dataset_config=SplitConfig(),
+            scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+            run_config=RunConfig(storage_path=folder, failure_config=FailureConfig(max_failures=1)),
+        )
+        trainer.fit()
+        print(json.dumps(ray.get(seen.all.remote())), flush=True)
+    ray.shutdown()
+"""
+
+
+@pytest.mark.timeout(400)
+def test_workers_get_their_splits_and_a_new_group_of_workers_gets_new_ones(tmp_path: Path) -> None:
+    result = run(PROGRAM, tmp_path, timeout_s=300)
+    # Ray prints, too.
+    lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
+    assert len(lines) == 1, result.stderr
+    rows = json.loads(lines[0])
+    assert rows["train 0 1"]
+    first, second = rows["train 1 0"], rows["train 1 1"]
     assert (len(first), len(second)) == (50, 50)
     assert len({*first, *second} & set(range(101))) == 100
-    assert sorted(rows.get(("val", 1, 0), []) + rows.get(("val", 1, 1), [])) == list(range(50))
+    assert sorted(rows.get("val 1 0", []) + rows.get("val 1 1", [])) == list(range(50))
+
+
+async def num_rows(splits: list[SplitIterator]) -> list[int]:
+    """Return how many rows each split has in one epoch, consumed in this process."""
+    found = [0] * len(splits)
+
+    async def count(index: int) -> None:
+        async for batch in splits[index].aiter_batches():
+            found[index] += len(batch["id"])
+
+    async with anyio.create_task_group() as group:
+        for index in range(len(splits)):
+            group.start_soon(count, index)
+    return found
+
+
+@pytest.fixture
+def services(monkeypatch: pytest.MonkeyPatch) -> list[CoordinatorService]:
+    """Have services made in this process; return the list of them."""
+    services: list[CoordinatorService] = []
+
+    def start_here(make: Any, **_: Any) -> None:
+        services.append(make(new_token))
+
+    monkeypatch.setattr("aiodata.split.start_service", start_here)
+    return services
 
 
 def test_shard_is_for_workers() -> None:
@@ -100,21 +141,33 @@ def test_splits_are_given_by_rank_and_name() -> None:
 
 async def test_dataset_is_split_among_as_many_workers_as_there_are() -> None:
     options = SplitOptions(on_split_lost="raise")
-    config = ray_train.SplitConfig(equal=False, options=options)
-    nodes = [ray.get_runtime_context().get_node_id(), "another"]
-    one, two = config.configure({"train": aiodata.range(10)}, 2, worker_handles=None, worker_node_ids=nodes)
-    assert isinstance(one["train"], SplitIterator)
-    assert (one["train"].split_index, two["train"].split_index, two["train"].num_splits) == (0, 1, 2)
-    splitting = two["train"]._splitting
-    assert (splitting.equal, splitting.options, splitting.nodes) == (False, options, tuple(nodes))
+    config = ray_train.SplitConfig(options=options)
+    one, two = (shard["train"] for shard in config.configure({"train": aiodata.range(10)}, 2, worker_handles=None))
+    assert isinstance(one, SplitIterator)
+    assert (one.split_index, two.split_index, two.num_splits) == (0, 1, 2)
+    assert two._splitting.options == options
     assert len(config.configure({"train": aiodata.range(10)}, 3)) == 3
-    tags = [await shard["train"].dataset_tag() for shard in (one, two)]
+    tags = [await split.dataset_tag() for split in (one, two)]
     assert tags[0]["dataset"] == tags[1]["dataset"]
 
 
-def test_locality_can_be_left_out() -> None:
-    [shard] = ray_train.SplitConfig(use_locality=False).configure({"x": aiodata.range(1)}, 1, worker_node_ids=["n"])
-    assert shard["x"]._splitting.nodes == ()
+@pytest.mark.parametrize("equal", [True, False])
+async def test_workers_get_equally_many_rows_unless_told_otherwise(equal: bool) -> None:
+    config = ray_train.SplitConfig(equal=equal)
+    shards = config.configure({"train": aiodata.range(11, num_blocks=3)}, 2)
+    found = await num_rows([shard["train"] for shard in shards])
+    assert sum(found) == (10 if equal else 11)
+    assert not equal or found == [5, 5]
+
+
+@pytest.mark.parametrize("use_locality", [True, False])
+async def test_workers_get_the_blocks_of_their_own_node_first_unless_told_otherwise(
+    services: list[CoordinatorService], use_locality: bool
+) -> None:
+    config = ray_train.SplitConfig(use_locality=use_locality)
+    config.configure({"train": aiodata.range(10)}, 2, worker_node_ids=["a", "b"])
+    [service] = services
+    assert service._coordinator._nodes == (("a", "b") if use_locality else ())
 
 
 def test_wrong_number_of_splits_is_refused_with_the_remedy() -> None:

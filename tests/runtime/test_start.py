@@ -16,7 +16,9 @@ import pytest
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
-def run(program: str, tmp_path: Path, **environment: str) -> subprocess.CompletedProcess[str]:
+def run(
+    program: str, tmp_path: Path, *, timeout_s: float = 100, **environment: str
+) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "AIODATA_RUNTIME"}}
     path = tmp_path / "program.py"
     path.write_text(textwrap.dedent(program))
@@ -25,7 +27,7 @@ def run(program: str, tmp_path: Path, **environment: str) -> subprocess.Complete
         env=inherited | environment,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=timeout_s,
         check=False,
     )
 
