@@ -47,12 +47,16 @@ class _Node:
     before: list[_Node]
     inputs: list[Inputs] = field(default_factory=list)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
+    # What it sends to: the operator after it, or, of the last one, whoever takes the run's bundles.
     taken_by: Inputs | None = None
+    output: Output | None = None
 
     @property
     def has_arrived(self) -> bool:
-        """Whether the operator after it has taken all that it has sent; of the last one nobody knows."""
-        return self.taken_by is None or self.taken_by.num_taken == self.operator.num_sent
+        """Whether whoever comes after it has taken all that it has sent."""
+        if self.taken_by is not None:
+            return self.taken_by.num_taken == self.operator.num_sent
+        return self.output is None or not self.output.statistics().current_buffer_used
 
     def cancel_before(self) -> None:
         for node in self.before:
@@ -113,6 +117,7 @@ class StreamingExecutor:
             TaskError: A transform failed. It comes out of a task group, so it may be in an exception group.
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
         """
+        self._last.output = output
         with ExitStack() as streams:
             async with self.context.prefetcher.group:
                 async with anyio.create_task_group() as group:
