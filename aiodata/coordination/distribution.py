@@ -61,20 +61,24 @@ class Distribution:
     async def _distribute(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
         while await self._someone_wants():
             try:
-                self._offer(await receive(bundles))
+                num_bytes = self._offer(await receive(bundles))
+                # What is there already goes together; what would not be delivered together is left where it is.
+                for _ in range(self._state.num_wanted):
+                    if num_bytes >= self._state.delivery_bytes:
+                        break
+                    num_bytes += self._offer(bundles.receive_nowait())
+            except anyio.WouldBlock:
+                pass
             except anyio.EndOfStream:
                 self._state.exhaust()
-                self._settle(self._state)
-                return
-            for _ in range(self._state.num_wanted):
-                try:
-                    self._offer(bundles.receive_nowait())
-                except (anyio.WouldBlock, anyio.EndOfStream):
-                    break
             self._settle(self._state)
+            if self._state.is_exhausted:
+                return
 
-    def _offer(self, bundle: RefBundle) -> None:
+    def _offer(self, bundle: RefBundle) -> int:
+        """Have a bundle assigned; return its block's bytes."""
         self._state.offer(bundle, self._node_of(bundle.ref))
+        return bundle.metadata.num_bytes
 
     async def _someone_wants(self) -> bool:
         """Wait until a split asks; return whether one does, as all may finish instead."""

@@ -49,6 +49,8 @@ class EpochState:
         dropped_rows: Rows that nobody gets, so that all get the same number.
         missing: Splits that the epoch goes on without.
         live: Splits that have a consumer, or wait for one.
+        is_exhausted: Whether there are no more bundles.
+        delivery_bytes: As given.
     """
 
     def __init__(
@@ -74,7 +76,7 @@ class EpochState:
         self.dropped_rows = 0
         self._equal = equal
         self._nodes = [*nodes, *[None] * (num_splits - len(nodes))]
-        self._delivery_bytes = delivery_bytes
+        self.delivery_bytes = delivery_bytes
         self._is_started = False
         self._finished: set[int] = set()
         # Splits that wait for another consumer.
@@ -96,7 +98,7 @@ class EpochState:
         self._seen_rows = 0
         self._gone_rows = 0
         self._finished_rows = 0
-        self._exhausted = False
+        self.is_exhausted = False
 
     @property
     def phase(self) -> EpochPhase:
@@ -157,7 +159,7 @@ class EpochState:
 
     def exhaust(self) -> None:
         """Note that there are no more bundles."""
-        self._exhausted = True
+        self.is_exhausted = True
 
     def assign(self) -> list[int]:
         """Give splits that wait what there is; return those that need wait no more."""
@@ -181,7 +183,7 @@ class EpochState:
     def num_wanted(self) -> int:
         """Bundles that could be assigned at once if they were offered, more or less; 0: none."""
         first = self._first_in_line()
-        if self._exhausted or first is None:
+        if self.is_exhausted or first is None:
             return 0
         if self._equal:
             # Where nobody may have what there is, it takes no room from what they could have.
@@ -244,7 +246,7 @@ class EpochState:
     @property
     def left_rows(self) -> int:
         """Rows of lost splits that were nobody's when all others had been told of the end."""
-        return self._pool_rows if self._exhausted and self.missing and not self._equal else 0
+        return self._pool_rows if self.is_exhausted and self.missing and not self._equal else 0
 
     def drop(self) -> None:
         """Let go of all bundles."""
@@ -305,7 +307,7 @@ class EpochState:
         and the last one stays until the others have gone; with `equal` nobody can have more than the others, so that
         one need not stay.
         """
-        if not self._exhausted:
+        if not self.is_exhausted:
             return []
         if self.on_split_lost != "redistribute":
             return list(self._line)
@@ -323,7 +325,7 @@ class EpochState:
             max_bundles = min(max_bundles, -(-len(self._pool) // len(self._line)))
         picked: list[RefBundle] = []
         num_bytes = 0
-        while len(picked) < max_bundles and (not picked or num_bytes < self._delivery_bytes):
+        while len(picked) < max_bundles and (not picked or num_bytes < self.delivery_bytes):
             if ledger.reserved:
                 bundle = ledger.reserved.popleft()
             elif self._pool and (drawn := self._draw(split_index)) is not None:
@@ -352,7 +354,7 @@ class EpochState:
         if bundle.num_rows <= allowed:
             self._pool.popleft()
             return bundle
-        if not allowed or (not self._exhausted and len(self._pool) < len(self.live)):
+        if not allowed or (not self.is_exhausted and len(self._pool) < len(self.live)):
             return None
         self._pool[0] = bundle.skip(allowed), node
         return bundle.head(allowed)
@@ -380,7 +382,7 @@ class EpochState:
         if not self._equal:
             return
         self._finished_rows += self._discard(len(self._finished) * self._part_rows - self._finished_rows)
-        if self._exhausted and self._is_undivided:
+        if self.is_exhausted and self._is_undivided:
             self._seen_rows -= self._pool_rows
             self.dropped_rows += self._discard(self._pool_rows)
 
