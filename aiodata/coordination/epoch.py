@@ -50,7 +50,6 @@ class EpochState:
         missing: Splits that the epoch goes on without.
         live: Splits that have a consumer, or wait for one.
         is_exhausted: Whether there are no more bundles.
-        delivery_bytes: As given.
     """
 
     def __init__(
@@ -79,8 +78,7 @@ class EpochState:
         self.delivery_bytes = delivery_bytes
         self._is_started = False
         self._finished: set[int] = set()
-        # Splits that wait for another consumer.
-        self._lost: set[int] = set()
+        self._lost: set[int] = set()  # They wait for another consumer.
         self.missing = set(missing)
         self.live = set(range(num_splits)) - self.missing
         self._await_all_if_none()
@@ -90,7 +88,7 @@ class EpochState:
         self._line: dict[int, int] = {}
         self._places: list[tuple[int, int, int]] = []
         self._num_places = 0
-        # What nobody has yet: bundles, and the node that each is on.
+        # Bundles that nobody has yet, and the node that each is on.
         self._pool: deque[tuple[RefBundle, str | None]] = deque()
         self._pool_rows = 0
         # Rows that are to be shared equally, and of these those that splits had which are missing now, or which have

@@ -33,6 +33,9 @@ _JOB_S = 0.5
 # No task's output is larger than this part of the run's byte budget; so no block is, either.
 _TASKS_PER_BUDGET = 8
 
+# The part of a task's room that it is not given: one of so many.
+_SPARE_PARTS = 8
+
 # Calls of a first task, whose speed is unknown, for each that may be in flight.
 _FIRST_TASK_CALLS = 8
 _MAX_CALLS = 1 << 20
@@ -55,9 +58,12 @@ class Pacing:
         self, target_block_bytes: int, budget_bytes: int, *, calls_user_code: bool, calls_in_flight: int = 1
     ) -> None:
         """Know nothing yet."""
-        share_bytes = max(1, budget_bytes // _TASKS_PER_BUDGET)
-        self._target_block_bytes = min(target_block_bytes, share_bytes)
-        self.max_output_bytes = min(max(_TASK_BLOCKS * target_block_bytes, _TASK_BYTES), share_bytes)
+        share_bytes = budget_bytes // _TASKS_PER_BUDGET
+        # A block ends with the row that fills it, and so is somewhat larger than it should be.
+        fitting_bytes = max(1, share_bytes - share_bytes // _SPARE_PARTS)
+        self._target_block_bytes = min(target_block_bytes, fitting_bytes)
+        self._task_bytes = min(max(_TASK_BLOCKS * target_block_bytes, _TASK_BYTES), fitting_bytes)
+        self.max_output_bytes = self._task_bytes + self._task_bytes // (_SPARE_PARTS - 1)
         self._calls_user_code = calls_user_code
         self._calls_in_flight = calls_in_flight
         self._calls = 0
@@ -108,7 +114,7 @@ class Pacing:
             growth=_GROWTH,
             first_block_calls=first_block_calls,
             calls_per_block=calls_per_block,
-            task_bytes=self.max_output_bytes,
+            task_bytes=self._task_bytes,
             task_calls=task_calls,
         )
         if cuts != self._latest:
