@@ -94,10 +94,13 @@ class LocalFeed:
         async with choose_runtime(self._options)() as runtime:
             self._executor = executor = StreamingExecutor(self._plan, runtime, self._options)
             held_bytes = max_held_bytes(self._options, runtime)
+            delivery_bytes = min(DELIVERY_BYTES, held_bytes // _HELD_PARTS)
             coordinator = Coordinator(
                 executor.run,
                 options=SplitOptions(on_split_lost="raise"),
-                delivery_bytes=min(DELIVERY_BYTES, held_bytes // _HELD_PARTS),
+                delivery_bytes=delivery_bytes,
+                # A large block had better not be made before somebody asks for it.
+                max_waiting=min(MAX_BUNDLES, delivery_bytes // self._options.target_block_bytes),
             )
             async with anyio.create_task_group() as group:
                 group.start_soon(coordinator.serve, 1)

@@ -16,7 +16,7 @@ import anyio
 
 from aiodata.bundle import BlockRef
 from aiodata.concurrency import News, Wakeup, cleared_frames
-from aiodata.coordination.distribution import Distribution, Execute
+from aiodata.coordination.distribution import MAX_BUNDLES, Distribution, Execute
 from aiodata.coordination.epoch import DELIVERY_BYTES, EpochPhase, EpochState
 from aiodata.coordination.gathering import Gathering, describe_splits
 from aiodata.coordination.lease import Delivery, Lease
@@ -60,6 +60,7 @@ class Coordinator:
         node_of: Returns the node that a block lies on.
         max_calls: Deliveries that a consumer may ask for at once.
         delivery_bytes: Bytes from which on a delivery gets no further bundle.
+        max_waiting: Bundles that may wait between the execution and the splits.
         new_token: See `NewToken`; without it, consumers that are lost are not noticed.
     """
 
@@ -74,6 +75,7 @@ class Coordinator:
         node_of: Callable[[BlockRef], str | None] = lambda _: None,
         max_calls: int = 1,
         delivery_bytes: int = DELIVERY_BYTES,
+        max_waiting: int = MAX_BUNDLES,
         new_token: NewToken | None = None,
     ) -> None:
         """Prepare epoch 0."""
@@ -85,6 +87,7 @@ class Coordinator:
         self._node_of = node_of
         self._max_calls = max_calls
         self._delivery_bytes = delivery_bytes
+        self._max_waiting = max_waiting
         self._new_token = new_token
         self._running: EpochState | None = None
         self._latest: EpochState | None = None
@@ -96,7 +99,8 @@ class Coordinator:
         self._lost: deque[int] = deque(maxlen=_MAX_LOST)
         self._changed = Wakeup()
         self._answered = [News() for _ in range(num_splits)]
-        self._left = News()
+        # Of splits that have left, and executions that have been shut down.
+        self.left = News()
         self._scope = anyio.CancelScope()
         self._watchers: anyio.abc.TaskGroup | None = None
         self._overhead_s = 0.0
@@ -105,10 +109,6 @@ class Coordinator:
     def phase(self) -> EpochPhase:
         """Where the latest epoch is in its life; `ENDED` while its execution is being shut down."""
         return self._running.phase if self._running is not None else EpochPhase.GATHERING
-
-    async def wait_for_news(self) -> None:
-        """Wait until a split has left, or an execution has been shut down."""
-        await self._left.wait()
 
     async def serve(self, num_epochs: int | None = None) -> None:
         """Run so many epochs, one after the other; None: without an end.
@@ -140,7 +140,7 @@ class Coordinator:
         """
         with anyio.move_on_after(_BUSY_AFTER_S):
             while (state := self._open_to(split_index)) is None:
-                await self._left.wait()
+                await self.left.wait()
             self._num_leases += 1
             lease = Lease(state.epoch, split_index, self._num_leases)
             token = self._new_token and self._new_token(lambda: self._on_released(lease))
@@ -174,7 +174,7 @@ class Coordinator:
             return ()
         if gathering.state.leases.get(lease.split_index) != lease:
             raise EpochError(f"this consumer of split {lease.split_index} has left epoch {lease.epoch}; iterate again")
-        is_late = await gathering.wait(lease.split_index, within_s, self._options.barrier_timeout_s, self._left)
+        is_late = await gathering.wait(lease.split_index, within_s, self._options.barrier_timeout_s, self.left)
         if gathering.state.failure is not None:
             raise gathering.state.failure.with_traceback(None)
         absent = tuple(gathering.state.absent)
@@ -288,10 +288,11 @@ class Coordinator:
         self._running = self._latest = state = begun.state
         self._gathering = self._gather(state.epoch + 1, state.missing)
         begun.open()
-        self._left.tell()
+        self.left.tell()
         try:
             with anyio.CancelScope() as self._scope, cleared_frames():
-                await Distribution(state, self._node_of, self._changed, self._settle).run(self._execute)
+                distribution = Distribution(state, self._node_of, self._changed, self._settle, self._max_waiting)
+                await distribution.run(self._execute)
             while state.phase is not EpochPhase.ENDED:
                 await self._changed.wait()
         finally:
@@ -380,7 +381,7 @@ class Coordinator:
 
     def _note_left(self, state: EpochState, split_index: int) -> None:
         self._answered[split_index].tell()
-        self._left.tell()
+        self.left.tell()
         self._settle(state)
         self._changed.set()
         if state.phase is EpochPhase.ENDED:
@@ -396,5 +397,5 @@ class Coordinator:
     def _tell_all(self) -> None:
         for answered in self._answered:
             answered.tell()
-        self._left.tell()
+        self.left.tell()
         self._changed.set()

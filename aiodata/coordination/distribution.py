@@ -15,7 +15,7 @@ from aiodata.coordination.epoch import EpochPhase, EpochState
 # Runs one execution, sending its bundles.
 Execute = Callable[[MemoryObjectSendStream[RefBundle]], Coroutine[Any, Any, None]]
 
-# Bundles that are worth asking for at once; so many may wait between the execution and the splits.
+# Bundles that are worth asking for at once.
 MAX_BUNDLES = 16
 
 
@@ -27,6 +27,7 @@ class Distribution:
         node_of: Returns the node that a block lies on.
         changed: Set whenever a split has asked or left.
         settle: Assigns what there is, and answers those who got something.
+        max_waiting: Bundles that may wait between the execution and the splits.
     """
 
     def __init__(
@@ -35,8 +36,10 @@ class Distribution:
         node_of: Callable[[BlockRef], str | None],
         changed: Wakeup,
         settle: Callable[[EpochState], None],
+        max_waiting: int,
     ) -> None:
         """Prepare."""
+        self._max_waiting = max_waiting
         self._state = state
         self._node_of = node_of
         self._changed = changed
@@ -48,7 +51,7 @@ class Distribution:
         Raises:
             ExceptionGroup: The execution failed.
         """
-        send, bundles = anyio.create_memory_object_stream[RefBundle](MAX_BUNDLES)
+        send, bundles = anyio.create_memory_object_stream[RefBundle](self._max_waiting)
         with send:
             async with anyio.create_task_group() as group:
                 group.start_soon(execute, send)

@@ -148,7 +148,7 @@ class CoordinatorService:
                         "started; ask after the first batch, or before the epoch begins"
                     )
                 case EpochPhase.ENDED:
-                    await self._coordinator.wait_for_news()
+                    await self._coordinator.left.wait()
                     continue
                 case EpochPhase.GATHERING if self._learning is not None:
                     await self._learning.wait()
