@@ -99,8 +99,8 @@ class LocalFeed:
                 executor.run,
                 options=SplitOptions(on_split_lost="raise"),
                 delivery_bytes=delivery_bytes,
-                # A large block had better not be made before somebody asks for it.
-                max_waiting=min(MAX_BUNDLES, delivery_bytes // self._options.target_block_bytes),
+                # Of large blocks, few had better be made before somebody asks for them.
+                max_waiting=max(1, min(MAX_BUNDLES, delivery_bytes // self._options.target_block_bytes)),
             )
             async with anyio.create_task_group() as group:
                 group.start_soon(coordinator.serve, 1)

@@ -99,8 +99,7 @@ class Coordinator:
         self._lost: deque[int] = deque(maxlen=_MAX_LOST)
         self._changed = Wakeup()
         self._answered = [News() for _ in range(num_splits)]
-        # Of splits that have left, and executions that have been shut down.
-        self.left = News()
+        self.left = News()  # Of splits that have left, and executions that have been shut down.
         self._scope = anyio.CancelScope()
         self._watchers: anyio.abc.TaskGroup | None = None
         self._overhead_s = 0.0
