@@ -119,6 +119,8 @@ class StreamingExecutor:
         """
         self._last.output = output
         with ExitStack() as streams:
+            # What nobody takes any more must not be kept.
+            streams.callback(setattr, self._last, "output", None)
             async with self.context.prefetcher.group:
                 async with anyio.create_task_group() as group:
                     for node in self._nodes:
