@@ -68,6 +68,12 @@ class Feed(Protocol):
         """
 
 
+async def fetch_rows(runtime: Runtime, bundle: RefBundle) -> pa.Table:
+    """Return a bundle's rows, out of its block; cancelled, it can be asked again."""
+    block = await runtime.get(bundle.ref)
+    return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
+
+
 class LocalFeed:
     """Hosts the coordinator and the execution of one pass in this process.
 
@@ -137,8 +143,7 @@ class _Epoch:
         return self.delivered.popleft()
 
     async def fetch(self, bundle: RefBundle) -> pa.Table:
-        block = await self._runtime.get(bundle.ref)
-        return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
+        return await fetch_rows(self._runtime, bundle)
 
     def note_finished(self, num_rows: int) -> None:
         """Nobody needs to know: what this process has not finished when it dies, nobody goes on with."""

@@ -12,7 +12,7 @@ from typing import Any
 import anyio
 import pyarrow as pa
 
-from aiodata.batching.feed import BundleSource
+from aiodata.batching.feed import BundleSource, fetch_rows
 from aiodata.bundle import RefBundle
 from aiodata.concurrency import Wakeup, cleared_frames
 from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
@@ -178,11 +178,10 @@ class _SplitEpoch:
             CoordinatorLostError: The block went with the coordinator, which owned it.
         """
         try:
-            block = await self._runtime.get(bundle.ref)
+            return await fetch_rows(self._runtime, bundle)
         except AiodataError:
-            await self._service.call("options")
+            await self._service.call("options")  # It says whether the coordinator is there.
             raise
-        return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
 
     def note_finished(self, num_rows: int) -> None:
         """Tell the coordinator what the user is done with, if the next call would do so too late."""

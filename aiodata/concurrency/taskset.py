@@ -19,6 +19,9 @@ _SETS_WITH_TASKS: set[TaskSet] = set()
 class TaskSet:
     """Creates tasks and holds each one until it is done; a task's exception reaches the loop's exception handler.
 
+    Args:
+        loop: The loop that the tasks run in; None: the one that runs when a task is created.
+
     Example:
         >>> async def main():
         ...     async with TaskSet() as tasks:
@@ -28,8 +31,9 @@ class TaskSet:
         0
     """
 
-    def __init__(self) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop | None = None) -> None:
         """Start empty."""
+        self._loop = loop
         self._tasks: set[asyncio.Task[Any]] = set()
         self._closed = False
 
@@ -46,7 +50,7 @@ class TaskSet:
         if self._closed:
             coroutine.close()
             raise ClosedError("this TaskSet is closed; make a new one")
-        task = asyncio.get_running_loop().create_task(coroutine, name=name)
+        task = (self._loop or asyncio.get_running_loop()).create_task(coroutine, name=name)
         self._tasks.add(task)
         _SETS_WITH_TASKS.add(self)
         task.add_done_callback(self._on_done)
@@ -74,7 +78,8 @@ class TaskSet:
         self._tasks.discard(task)
         if not self._tasks:
             _SETS_WITH_TASKS.discard(self)
-        if task.cancelled() or (error := task.exception()) is None:
+        # An interrupt from the keyboard has come out of the loop already.
+        if task.cancelled() or not isinstance(error := task.exception(), Exception):
             return
         context = {"message": f"task {task.get_name()!r} failed", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)

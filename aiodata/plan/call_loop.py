@@ -8,6 +8,8 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from typing import Any, TypeVar
 
+from aiodata.concurrency.taskset import TaskSet
+
 T = TypeVar("T")
 
 # How long cancelled calls may take to end, in seconds; a coroutine that outlasts it is not run any further.
@@ -28,15 +30,14 @@ class CallLoop:
         """Open the loop; plain asyncio, whatever the policy, as it is run a little at a time."""
         self.is_settling = False
         self._loop = asyncio.SelectorEventLoop()
-        self._calls: set[asyncio.Task[None]] = set()
+        self._tasks = TaskSet(self._loop)
         self._busy = 0
         self._is_ready: Callable[[], bool] | None = None
         self._may_leave = False
 
     def start(self, call: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Start a call; it counts as busy until it is done, except while it parks."""
-        task = self._loop.create_task(call)
-        self._calls.add(task)
+        task = self._tasks.create(call, name="aiodata call")
         self._busy += 1
         task.add_done_callback(self._on_done)
         return task
@@ -110,7 +111,7 @@ class CallLoop:
     async def _shut_down(self) -> None:
         # Not only calls: a user's function may have started tasks of its own.
         await _cancel([task for task in asyncio.all_tasks() if task is not asyncio.current_task()])
-        closing = self._loop.create_task(self._loop.shutdown_asyncgens())
+        closing = self._tasks.create(self._loop.shutdown_asyncgens(), name="aiodata closing of generators")
         await asyncio.wait([closing], timeout=_CLOSE_S)
 
     def _run(self) -> None:
@@ -125,11 +126,8 @@ class CallLoop:
         if self._may_leave:
             self._loop.stop()
 
-    def _on_done(self, task: asyncio.Task[None]) -> None:
-        self._calls.discard(task)
+    def _on_done(self, _: object) -> None:
         self._busy -= 1
-        if not task.cancelled():
-            task.exception()  # An interrupt from the keyboard has come out of the loop already.
         self.notify()
 
 

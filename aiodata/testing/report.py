@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from aiodata.stats import OperatorStats
 from aiodata.testing.blocks import RowRanges
+from aiodata.testing.counts import TaskCounts
 from aiodata.testing.faults import Fault
-from aiodata.testing.tasks import TaskCounts
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,10 +21,11 @@ from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.testing.actors import SimulatedActor
 from aiodata.testing.agenda import Agenda
 from aiodata.testing.blocks import SIMULATED_SCHEMA, BlockStore, SimulatedBlock
+from aiodata.testing.counts import TaskCounts
 from aiodata.testing.faults import Fault, Faults, FaultSchedule
 from aiodata.testing.models import SimulatedMap, check_seconds
 from aiodata.testing.steps import Step, check_chain, make_steps
-from aiodata.testing.tasks import Late, SimulatedTask, TaskCounts
+from aiodata.testing.tasks import Late, SimulatedTask
 from aiodata.testing.workers import Pool
 
 _STORE_BYTES_PER_WORKER = 1 << 30

@@ -16,11 +16,11 @@ from aiodata.options import ExecutionOptions, at_least
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.stats import OperatorStats
 from aiodata.testing.blocks import slice_rows
+from aiodata.testing.counts import TaskCounts
 from aiodata.testing.faults import Faults
 from aiodata.testing.models import SimulatedMap, SimulatedSource, check_seconds
 from aiodata.testing.report import SimulationReport
 from aiodata.testing.simulated import SimulatedRuntime
-from aiodata.testing.tasks import TaskCounts
 from aiodata.testing.virtual_time import VirtualTimeLoop
 
 # Bundles that may wait for the consumer.

@@ -18,6 +18,7 @@ from aiodata.plan.work import OutputMetadata, Position, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Pair
 from aiodata.testing.agenda import Agenda
 from aiodata.testing.blocks import BlockStore, RowRanges, SimulatedBlock
+from aiodata.testing.counts import TaskCounts
 from aiodata.testing.faults import FaultKind, FaultSchedule
 from aiodata.testing.steps import Step
 from aiodata.testing.workers import Workers
@@ -32,30 +33,6 @@ _NUM_FIELDS = 4
 
 # What becomes of a step, once it is known.
 _Settled = OutputMetadata | TaskEnd | Exception
-
-
-@dataclass(slots=True)
-class TaskCounts:
-    """What became of an operator's tasks.
-
-    Attributes:
-        name: The operator.
-        started: Tasks that were submitted.
-        running: Tasks that have a worker.
-        finished: Tasks that came to an end of their own, failed ones included.
-        cancelled: Tasks that were cancelled before.
-    """
-
-    name: str
-    started: int = 0
-    running: int = 0
-    finished: int = 0
-    cancelled: int = 0
-
-    @property
-    def waiting(self) -> int:
-        """Tasks that have no worker, or none any more after theirs died."""
-        return self.started - self.running - self.finished - self.cancelled
 
 
 @dataclass(frozen=True, slots=True)
