@@ -9,6 +9,7 @@ import anyio
 import ray
 from ray.exceptions import RayError
 
+from aiodata.concurrency import without_frames
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady, Pair
 from aiodata.runtime.ray.compat import pair_stream, when_settled
@@ -101,6 +102,7 @@ class RayTask:
                 refs = self._pairs.take()
             except (RayError, EOFError) as error:
                 self._has_ended = True
+                without_frames(error)
                 # It failed without a goodbye, if it did not do so after it.
                 if self._latest is None or not is_end(self._latest):
                     pairs.append(Pair(None, failed_end(self._name, None if isinstance(error, EOFError) else error)))
