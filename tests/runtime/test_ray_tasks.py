@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pyarrow as pa
 import pytest
 
@@ -16,6 +19,7 @@ from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.tasks import RayTask
 from aiodata.runtime.ray.worker import PackedEnd
 from tests.batching.feeds import without_gc
+from tests.conftest import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -33,7 +37,7 @@ def fails_without_a_goodbye(_: None) -> Iterator[tuple[pa.Table, bytes]]:
 @pytest.mark.parametrize("function", [fails_after_its_goodbye, fails_without_a_goodbye])
 async def test_error_of_a_task_does_not_keep_it_alive(function: Any) -> None:
     generator = compat.streaming_function(function).remote(None)
-    task = RayTask("read", generator, Session(), lambda _: None, None, 0)
+    task = RayTask("read", generator, Session(), lambda _: None, 0)
     complete = Wakeup()
     task.when_complete(complete.set)
     await complete.wait()
@@ -41,4 +45,37 @@ async def test_error_of_a_task_does_not_keep_it_alive(function: Any) -> None:
         await task.wait_stopped()
         watched = weakref.ref(task)
         del task, generator
-        assert watched() is None
+        await until(lambda: watched() is None, "the task is kept")
+
+
+def pauses(paths: tuple[str, str]) -> Iterator[tuple[pa.Table, bytes]]:
+    yield pa.table({"x": [0]}), b""
+    held, left = map(Path, paths)
+    while True:
+        try:
+            while True:
+                time.sleep(0.01)
+        except KeyboardInterrupt:
+            held.touch()
+            while not left.exists():
+                time.sleep(0.01)
+            raise
+
+
+async def test_stream_of_a_cancelled_task_is_kept_until_its_worker_has_come_to_rest(tmp_path: Path) -> None:
+    held, left = tmp_path / "held", tmp_path / "left"
+    generator = compat.streaming_function(pauses).remote((str(held), str(left)))
+    ready = anyio.Event()
+    task = RayTask("read", generator, Session(), lambda _: ready.set(), 0)
+    await ready.wait()
+    with without_gc():
+        task.cancel()
+        await until(held.exists, "the task is not interrupted")
+        with anyio.move_on_after(0.1) as scope:
+            await task.wait_stopped()
+        assert scope.cancelled_caught, "its worker was still busy"
+        watched = weakref.ref(generator)
+        del task, generator
+        assert watched() is not None, "what its worker is just storing would never be freed"
+        left.touch()
+        await until(lambda: watched() is None, "the stream is kept")

@@ -52,7 +52,7 @@ class RayActor:
         """Call the actor; Ray queues the call there."""
         generator = self._handle.run.remote(work, *refs)
         held_bytes = max_held_bytes(work, refs, self._session)
-        task = RayTask(self._name, generator, self._session, on_ready, None, held_bytes)
+        task = RayTask(self._name, generator, self._session, on_ready, held_bytes)
         self._tasks.add(task)
         task.when_complete(lambda: self._note_complete(task))
         return task

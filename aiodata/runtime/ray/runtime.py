@@ -32,9 +32,6 @@ from aiodata.runtime.ray.worker import StageActor, run_packed_work
 # A chain of transforms up to this size travels with each task; a larger one is stored once per run.
 _INLINE_CHAIN_BYTES = 64 * 1024
 
-# How long a cancelled task may take to stop of its own accord before its worker process is killed, in seconds.
-_FORCE_AFTER_S = 0.5
-
 _run_in_worker = compat.streaming_function(run_packed_work)
 _actor_class = compat.actor_class(StageActor, streaming="run")
 
@@ -160,7 +157,6 @@ class RayStage:
         shared = {key: value for key, value in given.items() if value is not None}
         self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=retries, **shared)
         self._actor_class = _actor_class.options(max_restarts=retries, max_task_retries=retries, **shared)
-        self._force_after_s = min(_FORCE_AFTER_S, options.close_timeout_s / 2)
         self._name = name
         self._chain = chain
         self._session = session
@@ -173,7 +169,7 @@ class RayStage:
         """Start a streaming Ray task."""
         generator = self._function.remote(self._chain, work, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
-        return RayTask(self._name, generator, self._session, on_ready, self._force_after_s, held_bytes)
+        return RayTask(self._name, generator, self._session, on_ready, held_bytes)
 
     def start_actor(self) -> RayActor:
         """Start a Ray actor, which Ray starts again with its calls if it dies."""

@@ -26,8 +26,6 @@ class RayTask:
         generator: Ray's generator of its outputs.
         session: The run's connection to Ray.
         on_ready: See `Stage.submit`.
-        force_after_s: How long it may take to stop once it is cancelled, before its worker process is killed, in
-            seconds; None: for as long as it takes, since its process is an actor's.
         max_held_bytes: How much of its output is kept until it is complete; see `HeldOutputs`.
 
     Attributes:
@@ -40,7 +38,6 @@ class RayTask:
         generator: Any,
         session: Session,
         on_ready: OnReady,
-        force_after_s: float | None,
         max_held_bytes: int,
     ) -> None:
         """Start to listen for the first pair."""
@@ -48,7 +45,6 @@ class RayTask:
         self._generator = generator
         self._session = session
         self._on_ready = on_ready
-        self._force_after_s = force_after_s
         self._pairs = pair_stream(generator)
         self._latest: ray.ObjectRef | None = None
         self._has_ended = False
@@ -75,6 +71,7 @@ class RayTask:
         if self._may_be_cancelled():
             ray.cancel(self._generator)
             self.is_cancelled = True
+            self._keep_stream()
             if self._held is not None:
                 self._held.let_go()
 
@@ -83,17 +80,21 @@ class RayTask:
         when_settled(self._generator.completed(), lambda: self._session.call_soon(call))
 
     async def wait_stopped(self) -> None:
-        """Wait until the task runs no more; one in a process of its own loses that if a call takes long."""
-        if not self._may_be_cancelled():
-            return
-        stopped = anyio.Event()
-        self.when_complete(stopped.set)
-        with anyio.move_on_after(self._force_after_s):
+        """Wait until a task that was cancelled runs no more; a call that never returns to Python is not interrupted."""
+        if self.is_cancelled and not self._session.is_down:
+            stopped = anyio.Event()
+            self.when_complete(stopped.set)
             await stopped.wait()
-            return
-        if self._may_be_cancelled():
-            ray.cancel(self._generator, force=True)
-            await stopped.wait()
+
+    def _keep_stream(self) -> None:
+        """Keep the task's stream until its worker has come to rest.
+
+        Ray 2.60 ends the stream as soon as the task is cancelled. Once that is dropped, Ray has what the worker is just
+        storing freed; if it is pinned only after that, nobody ever frees it.
+        """
+        kept = [self._generator, self._pairs]
+        # Not by way of the loop, which may be closed by then.
+        when_settled(self._generator.completed(), kept.clear)
 
     def _take_all(self) -> list[Pair]:
         pairs: list[Pair] = []
