@@ -106,9 +106,12 @@ class DataOpTask:
             self._lane.submit(self, pair)
 
     def emit(self, pair: Pair, outcome: Outcome) -> None:
-        """Take a pair and what became of its metadata."""
+        """Take a pair and what became of its metadata; after the end there may be pairs that stand for nothing."""
         self._num_waiting -= 1
         num_bytes = self._charged.popleft()
+        if self.state is DataOpTaskState.FINISHED:
+            self._uncharge(num_bytes)
+            return
         if isinstance(outcome, OutputMetadata):
             if num_bytes is None:
                 num_bytes = outcome.block.num_bytes

@@ -36,6 +36,13 @@ _TASKS_PER_BUDGET = 8
 # The part of a task's room that it is not given: one of so many.
 _SPARE_PARTS = 8
 
+# Blocks of the target size that a task produces as long as the speed is unknown.
+_FIRST_TASK_BLOCKS = 16
+
+# Blocks are handed over in groups if they come faster than one in so many seconds, and are smaller than so many bytes.
+_GROUPED_BLOCK_S = 0.5e-3
+_GROUPED_BLOCK_BYTES = 64 << 10
+
 # Calls of a first task, whose speed is unknown, for each that may be in flight.
 _FIRST_TASK_CALLS = 8
 _MAX_CALLS = 1 << 20
@@ -69,6 +76,7 @@ class Pacing:
         self._calls = 0
         self._seconds = 0.0
         self._bytes = 0
+        self._blocks = 0
         self._blocks_done = 0
         # Numbers that are as before are the same object: thousands of tasks refer to it.
         self._latest: Cuts | None = None
@@ -78,6 +86,7 @@ class Pacing:
         self._calls += output.calls
         self._seconds += output.task_s
         self._bytes += output.block.num_bytes
+        self._blocks += 1
 
     def observe_job(self, num_blocks: int) -> None:
         """Learn that a task is done with so many blocks that it was given."""
@@ -92,6 +101,10 @@ class Pacing:
     def blocks_worth_a_task(self) -> int:
         """How many blocks a task should be given, at least, if others are running meanwhile."""
         return self._blocks_in(_START_S)
+
+    def _come_fast_and_small(self) -> bool:
+        are_fast = self._seconds < self._blocks * _GROUPED_BLOCK_S
+        return are_fast and self._bytes < self._blocks * _GROUPED_BLOCK_BYTES
 
     def _blocks_in(self, seconds: float) -> int:
         return _clamp(seconds * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1
@@ -114,8 +127,9 @@ class Pacing:
             growth=_GROWTH,
             first_block_calls=first_block_calls,
             calls_per_block=calls_per_block,
-            task_bytes=self._task_bytes,
+            task_bytes=self._task_bytes if self._blocks else min(self._task_bytes, _FIRST_TASK_BLOCKS * target),
             task_calls=task_calls,
+            in_groups=self._come_fast_and_small(),
         )
         if cuts != self._latest:
             self._latest = cuts

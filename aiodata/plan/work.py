@@ -48,6 +48,7 @@ class Cuts:
         calls_per_block: What that doubles up to.
         task_bytes: Output bytes that the task stops at, or before, if there is no room for half a block more.
         task_calls: Calls of user functions after which the task stops.
+        in_groups: Whether blocks are so small, and come so fast, that some may be handed over at a time.
     """
 
     first_block_bytes: int
@@ -57,6 +58,7 @@ class Cuts:
     calls_per_block: int
     task_bytes: int
     task_calls: int
+    in_groups: bool = False
 
     def are_spent(self, produced_bytes: int, calls: int) -> bool:
         """Return whether a task has produced enough, or called user functions often enough."""

@@ -31,7 +31,7 @@ class Pair:
 
 
 class Task(Protocol):
-    """Some work that was submitted. The last pair that it gives is its end."""
+    """Some work that was submitted. One of its last pairs is its end; those after that stand for nothing."""
 
     def pull(self) -> list[Pair]:
         """Return the pairs that are there, without waiting and without fetching; none: none for now, or never again."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pyarrow as pa
 import pytest
 from hypothesis import given, settings
@@ -55,8 +57,10 @@ def test_speed_is_learnt_from_all_outputs() -> None:
     assert cuts_after((1, 0.3), (3, 0.1)).task_calls == cuts_after((4, 0.4)).task_calls == 10
 
 
-def test_output_without_calls_teaches_nothing() -> None:
-    assert cuts_after((0, 0.0)) == cuts_after()
+def test_output_without_calls_teaches_nothing_of_them() -> None:
+    cuts, first = cuts_after((0, 0.0)), cuts_after()
+    assert (cuts.first_block_calls, cuts.calls_per_block) == (first.first_block_calls, first.calls_per_block)
+    assert cuts.task_calls == first.task_calls
 
 
 def test_without_user_code_calls_bound_nothing() -> None:
@@ -75,8 +79,24 @@ def test_first_block_is_a_mebibyte_or_the_target(target: int, first: int) -> Non
 
 
 def test_task_is_a_few_blocks_of_the_target_size_but_not_less_than_64_mebibytes() -> None:
+    assert cuts_after((1, 0.1), target=32 * MIB).task_bytes == 128 * MIB
+    assert cuts_after((1, 0.1), target=MIB).task_bytes == 64 * MIB
+
+
+def test_first_task_is_a_few_blocks_however_small_they_are() -> None:
     assert cuts_after(target=32 * MIB).task_bytes == 128 * MIB
-    assert cuts_after(target=MIB).task_bytes == 64 * MIB
+    assert cuts_after(target=1024).task_bytes == 16 * 1024
+
+
+@pytest.mark.parametrize(
+    ("num_bytes", "seconds", "in_groups"), [(8, 1e-4, True), (100_000, 1e-4, False), (8, 1e-3, False), (8, 0.0, True)]
+)
+def test_small_blocks_that_come_fast_are_handed_over_in_groups(num_bytes: int, seconds: float, in_groups: bool) -> None:
+    pacing = Pacing(32 * MIB, 1 << 50, calls_user_code=True)
+    assert not pacing.cuts(is_early=False).in_groups
+    for _ in range(3):
+        pacing.observe(OutputMetadata(replace(METADATA, num_bytes=num_bytes), 1, seconds))
+    assert pacing.cuts(is_early=False).in_groups == in_groups
 
 
 @pytest.mark.parametrize("target", [MIB, 32 * MIB])
@@ -87,7 +107,7 @@ def test_block_and_task_are_an_eighth_of_the_budget_at_most(target: int) -> None
 
 
 def test_allotment_is_spent_when_no_half_block_has_room() -> None:
-    cuts = cuts_after(target=MIB, budget=64 * MIB)
+    cuts = cuts_after((1, 0.1), target=MIB, budget=64 * MIB)
     assert (cuts.target_block_bytes, cuts.task_bytes) == (MIB, 7 * MIB)
     assert not cuts.are_spent(0, 0)
     assert not cuts.are_spent(6 * MIB, 0)

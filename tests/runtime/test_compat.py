@@ -6,6 +6,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from logging.handlers import BufferingHandler
 from typing import Any
 
@@ -16,81 +17,78 @@ from ray.exceptions import ObjectRefStreamEndOfStreamError, RayError
 
 from aiodata.concurrency import Wakeup
 from aiodata.runtime.ray import compat
-from aiodata.runtime.ray.compat import PairStream
+from aiodata.runtime.ray.compat import ReportStream
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 PATHS = pytest.mark.parametrize("use_private", [True, False], ids=["private", "public"])
+SIZES = pytest.mark.parametrize("size", [2, 17])
 
 
-def pairs(count: int) -> Iterator[tuple[pa.Table, int]]:
+def report(index: int, size: int) -> tuple[Any, ...]:
+    """A report of blocks, and a number."""
+    return (*(pa.table({"x": [index] * 1000}) for _ in range(size - 1)), index)
+
+
+def reports(count: int, size: int) -> Iterator[tuple[Any, ...]]:
     for index in range(count):
-        yield pa.table({"x": [index] * 1000}), index
+        yield report(index, size)
 
 
-def fails_after_one(_: None) -> Iterator[tuple[pa.Table, int]]:
-    yield from pairs(1)
+def fails_after(count: int, size: int) -> Iterator[tuple[Any, ...]]:
+    yield from reports(count, size)
     raise ZeroDivisionError("as planned")
 
 
-async def read(stream: PairStream) -> list[tuple[ray.ObjectRef, Any]]:
+async def read(stream: ReportStream) -> list[list[ray.ObjectRef]]:
     """Read a stream to its end, waiting by callback alone."""
     wakeup = Wakeup()
     loop_says = asyncio.get_running_loop().call_soon_threadsafe
-    taken: list[tuple[ray.ObjectRef, Any]] = []
+    taken: list[list[ray.ObjectRef]] = []
     while True:
         try:
-            pair = stream.take()
+            refs = stream.take()
         except EOFError:
             return taken
-        if pair is None:
+        if refs is None:
             stream.arm(lambda: loop_says(wakeup.set))
             await wakeup.wait()
         else:
-            taken.append((pair[0], metadata_of(*pair)))
-
-
-def metadata_of(block: ray.ObjectRef, metadata: ray.ObjectRef) -> Any:
-    try:
-        return ray.get(metadata)
-    except ObjectRefStreamEndOfStreamError:
-        return ray.get(block)
+            with suppress(ObjectRefStreamEndOfStreamError):
+                ray.get(refs)
+            taken.append(refs)
 
 
 def test_the_private_api_is_that_of_the_ray_it_was_seen_on() -> None:
     assert ray.__version__.startswith("2.60."), "look through compat.py, then move this on"
-    generator = compat.streaming_function(pairs).remote(0)
-    assert type(compat.pair_stream(generator)).__name__ == "_PeekedPairs"
+    generator = compat.streaming_function(reports, 2).remote(0, 2)
+    assert type(compat.report_stream(generator, 2)).__name__ == "_PeekedReports"
 
 
 @PATHS
-async def test_pairs_come_in_order_with_their_blocks(use_private: bool) -> None:
-    function = compat.streaming_function(pairs, use_private=use_private)
-    taken = await read(compat.pair_stream(function.remote(5), use_private=use_private))
-    assert [metadata for _, metadata in taken] == [0, 1, 2, 3, 4]
-    blocks = ray.get([block for block, _ in taken])
-    assert [block["x"][0].as_py() for block in blocks] == [0, 1, 2, 3, 4]
+@SIZES
+async def test_reports_come_in_order_with_their_blocks(use_private: bool, size: int) -> None:
+    function = compat.streaming_function(reports, size, use_private=use_private)
+    taken = await read(compat.report_stream(function.remote(5, size), size, use_private=use_private))
+    assert all(isinstance(ref, ray.ObjectRef) for refs in taken for ref in refs)
+    assert [tuple(ray.get(refs)) for refs in taken] == [report(index, size) for index in range(5)]
 
 
 @PATHS
-async def test_error_of_a_task_is_raised_after_its_pairs(use_private: bool) -> None:
-    function = compat.streaming_function(fails_after_one, use_private=use_private)
+@SIZES
+@pytest.mark.parametrize("count", [0, 1, 3])
+async def test_error_of_a_task_is_raised_after_its_reports(use_private: bool, size: int, count: int) -> None:
+    function = compat.streaming_function(fails_after, size, use_private=use_private)
     with pytest.raises(RayError, match="as planned"):
-        await read(compat.pair_stream(function.remote(None), use_private=use_private))
+        await read(compat.report_stream(function.remote(count, size), size, use_private=use_private))
 
 
 @PATHS
-async def test_block_is_given_as_a_reference(use_private: bool) -> None:
-    function = compat.streaming_function(pairs, use_private=use_private)
-    [(block, _)] = await read(compat.pair_stream(function.remote(1), use_private=use_private))
-    assert isinstance(block, ray.ObjectRef)
-
-
-@PATHS
-async def test_method_of_an_actor_streams_pairs_too(use_private: bool) -> None:
-    actor = compat.actor_class(Streams, streaming="run", use_private=use_private).options(num_cpus=0).remote()
-    stream = compat.pair_stream(actor.run.remote(3), use_private=use_private)
-    assert [metadata for _, metadata in await read(stream)] == [0, 1, 2]
+@SIZES
+async def test_method_of_an_actor_streams_reports_too(use_private: bool, size: int) -> None:
+    actor = compat.actor_class(Streams, {"run": size}, use_private=use_private).options(num_cpus=0).remote()
+    stream = compat.report_stream(actor.run.remote(3, size), size, use_private=use_private)
+    assert [ray.get(refs[-1]) for refs in await read(stream)] == [0, 1, 2]
     ray.kill(actor)
 
 
@@ -201,5 +199,5 @@ class Reads:
 
 
 class Streams:
-    def run(self, count: int) -> Iterator[tuple[pa.Table, int]]:
-        yield from pairs(count)
+    def run(self, count: int, size: int) -> Iterator[tuple[Any, ...]]:
+        yield from reports(count, size)

@@ -11,6 +11,8 @@ import anyio
 import pytest
 
 import aiodata
+from aiodata.plan.work import Work
+from aiodata.runtime.ray.runtime import RayStage
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
 
@@ -34,6 +36,35 @@ async def test_worker_killed_in_mid_stream_loses_and_doubles_no_row(tmp_path: Pa
             rows += batch["id"].tolist()
     assert await anyio.Path(killed).exists()
     assert sorted(rows) == list(range(1000))
+
+
+async def test_worker_killed_between_blocks_in_groups_loses_and_doubles_no_row(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    killed = str(tmp_path / "killed")
+    submitted: list[Work] = []
+    submit = RayStage.submit
+
+    def watched(stage: RayStage, work: Work, *others: Any) -> Any:
+        submitted.append(work)
+        return submit(stage, work, *others)
+
+    def die_once(batch: Batch) -> Batch:
+        if batch["id"][0] == 7_350 and not os.path.exists(killed):
+            with open(killed, "w"):
+                pass
+            os.kill(os.getpid(), signal.SIGKILL)
+        return batch
+
+    monkeypatch.setattr(RayStage, "submit", watched)
+    ds = aiodata.range(10_000, num_blocks=1).with_options(runtime="ray", target_block_bytes=80)
+    rows: list[int] = []
+    with anyio.fail_after(60):
+        async for batch in ds.map_batches(die_once, batch_size=10).aiter_batches(batch_size=10):
+            rows += batch["id"].tolist()
+    assert await anyio.Path(killed).exists()
+    assert any(work.cuts.in_groups for work in submitted)
+    assert sorted(rows) == list(range(10_000))
 
 
 async def test_worker_that_keeps_dying_is_an_error_that_says_so(tmp_path: Path) -> None:

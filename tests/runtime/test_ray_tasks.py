@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import anyio
-import pyarrow as pa
 import pytest
 
 from aiodata.concurrency import Wakeup
 from aiodata.plan.work import TaskEnd
 from aiodata.runtime.ray import compat
+from aiodata.runtime.ray.packed import Report, ReportPacker
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.tasks import RayTask
 from aiodata.runtime.ray.worker import PackedEnd
@@ -24,20 +24,20 @@ from tests.conftest import until
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
 
-def fails_after_its_goodbye(_: None) -> Iterator[tuple[pa.Table, PackedEnd]]:
-    yield pa.table({"x": [0]}), PackedEnd.pack(TaskEnd())
+def fails_after_its_goodbye(_: None) -> Iterator[Report]:
+    yield ReportPacker(1).report(PackedEnd.pack(TaskEnd()))
     raise ZeroDivisionError("as planned")
 
 
-def fails_without_a_goodbye(_: None) -> Iterator[tuple[pa.Table, bytes]]:
-    yield pa.table({"x": [0]}), b""
+def fails_without_a_goodbye(_: None) -> Iterator[Report]:
+    yield ReportPacker(1).report()
     raise ZeroDivisionError("as planned")
 
 
 @pytest.mark.parametrize("function", [fails_after_its_goodbye, fails_without_a_goodbye])
 async def test_error_of_a_task_does_not_keep_it_alive(function: Any) -> None:
-    generator = compat.streaming_function(function).remote(None)
-    task = RayTask("read", generator, Session(), lambda _: None, 0)
+    generator = compat.streaming_function(function, 2).remote(None)
+    task = RayTask("read", generator, 2, Session(), lambda _: None, 0)
     complete = Wakeup()
     task.when_complete(complete.set)
     await complete.wait()
@@ -48,8 +48,8 @@ async def test_error_of_a_task_does_not_keep_it_alive(function: Any) -> None:
         await until(lambda: watched() is None, "the task is kept")
 
 
-def pauses(paths: tuple[str, str]) -> Iterator[tuple[pa.Table, bytes]]:
-    yield pa.table({"x": [0]}), b""
+def pauses(paths: tuple[str, str]) -> Iterator[Report]:
+    yield ReportPacker(1).report()
     held, left = map(Path, paths)
     while True:
         try:
@@ -64,9 +64,9 @@ def pauses(paths: tuple[str, str]) -> Iterator[tuple[pa.Table, bytes]]:
 
 async def test_stream_of_a_cancelled_task_is_kept_until_its_worker_has_come_to_rest(tmp_path: Path) -> None:
     held, left = tmp_path / "held", tmp_path / "left"
-    generator = compat.streaming_function(pauses).remote((str(held), str(left)))
+    generator = compat.streaming_function(pauses, 2).remote((str(held), str(left)))
     ready = anyio.Event()
-    task = RayTask("read", generator, Session(), lambda _: ready.set(), 0)
+    task = RayTask("read", generator, 2, Session(), lambda _: ready.set(), 0)
     await ready.wait()
     with without_gc():
         task.cancel()

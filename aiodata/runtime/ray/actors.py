@@ -15,7 +15,7 @@ from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
-from aiodata.runtime.ray.worker import unpack_error
+from aiodata.runtime.ray.worker import report_size, unpack_error
 
 
 class RayActor:
@@ -50,9 +50,11 @@ class RayActor:
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> RayTask:
         """Call the actor; Ray queues the call there."""
-        generator = self._handle.run.remote(work, *refs)
+        in_groups = work.cuts.in_groups
+        method = self._handle.run_in_groups if in_groups else self._handle.run
+        generator = method.remote(work, *refs)
         held_bytes = max_held_bytes(work, refs, self._session)
-        task = RayTask(self._name, generator, self._session, on_ready, held_bytes)
+        task = RayTask(self._name, generator, report_size(in_groups=in_groups), self._session, on_ready, held_bytes)
         self._tasks.add(task)
         task.when_complete(lambda: self._note_complete(task))
         return task

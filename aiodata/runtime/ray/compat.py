@@ -2,7 +2,7 @@
 
 What is private here, and what the public fallback costs:
 
-- `_num_objects_per_yield=2`: a block and its metadata in one report. Fallback: two yields.
+- `_num_objects_per_yield`: some blocks and what is said of them in one report. Fallback: one yield for each.
 - `ObjectRefGenerator._generator_ref`, `CoreWorker.peek_object_ref_stream_n`, `._consume_next_ref_n`,
   `._stream_exhausted`: the references of the next outputs, before they exist, and whether they do.
   Fallback: `ray.wait` on the generator, then `next`.
@@ -25,7 +25,8 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any, Protocol
 
 import ray
@@ -33,6 +34,7 @@ from ray._private.worker import global_worker
 from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError
 
 from aiodata.concurrency import without_frames
+from aiodata.runtime.ray.packed import Report
 
 # How often the public fallback looks whether something is ready, in seconds.
 _FALLBACK_INTERVAL_S = 0.005
@@ -56,55 +58,62 @@ def init_ray(address: str | None) -> None:
         ray.init(**quietly)
 
 
-class PairStream(Protocol):
-    """The `(block, metadata)` pairs of a streaming task as references, read without waiting and without fetching."""
+class ReportStream(Protocol):
+    """The reports of a streaming task as references, read without waiting and without fetching."""
 
     def arm(self, on_ready: Callback) -> None:
-        """Call `on_ready` once, from any thread, when the next pair, or the end, can be taken."""
+        """Call `on_ready` once, from any thread, when the next report, or the end, can be taken."""
 
-    def take(self) -> tuple[ray.ObjectRef, ray.ObjectRef] | None:
-        """Return the references of the next block and its metadata; None: not there yet.
+    def take(self) -> list[ray.ObjectRef] | None:
+        """Return the references of the next report, blocks first; None: not there yet.
 
         Raises:
-            EOFError: The task has ended and all its pairs were taken.
+            EOFError: The task has ended and all its reports were taken.
             ray.exceptions.RayError: The task failed.
         """
 
 
-def streaming_function(function: Callable[..., Iterator[tuple[Any, Any]]], *, use_private: bool = True) -> Any:
-    """Return `function`, a generator of pairs, as a Ray remote function whose pairs arrive together if possible."""
+def streaming_function(function: Callable[..., Iterator[Report]], size: int, *, use_private: bool = True) -> Any:
+    """Return `function`, a generator of reports, as a Ray remote function; each report arrives at once if possible.
+
+    Args:
+        function: The generator.
+        size: How many objects each of its reports has.
+        use_private: Whether to use the private API if it is there.
+    """
     if use_private:
         try:
-            return ray.remote(num_returns="streaming", _num_objects_per_yield=2)(function)
+            return ray.remote(num_returns="streaming", _num_objects_per_yield=size)(function)
         except ValueError:  # This Ray does not know the option.
             pass
     return ray.remote(num_returns="streaming")(_one_by_one(function))
 
 
-def actor_class(cls: type, *, streaming: str, use_private: bool = True) -> Any:
-    """Return a class as a Ray actor class whose method `streaming`, a generator of pairs, streams in the same way."""
-    function = getattr(cls, streaming)
-    try:
-        if not use_private:
-            raise ValueError("not to be used")
-        method = ray.method(num_returns="streaming", _num_objects_per_yield=2)(function)
-    except (AssertionError, ValueError):  # This Ray does not know the option.
-        method = ray.method(num_returns="streaming")(_one_by_one(function))
-    return ray.remote(type(cls.__name__, (cls,), {streaming: method}))
+def actor_class(cls: type, streaming: Mapping[str, int], *, use_private: bool = True) -> Any:
+    """Return a class as a Ray actor class with methods, generators of reports of these sizes, that stream likewise."""
+    methods: dict[str, Any] = {}
+    for name, size in streaming.items():
+        function = getattr(cls, name)
+        try:
+            if not use_private:
+                raise ValueError("not to be used")
+            methods[name] = ray.method(num_returns="streaming", _num_objects_per_yield=size)(function)
+        except (AssertionError, ValueError):  # This Ray does not know the option.
+            methods[name] = ray.method(num_returns="streaming")(_one_by_one(function))
+    return ray.remote(type(cls.__name__, (cls,), methods))
 
 
-def _one_by_one(function: Callable[..., Iterator[tuple[Any, Any]]]) -> Callable[..., Iterator[Any]]:
+def _one_by_one(function: Callable[..., Iterator[Report]]) -> Callable[..., Iterator[Any]]:
     # Of a method, Ray takes the first parameter away, which must not be `*args`.
-    def yield_both(first: Any, /, *args: Any) -> Iterator[Any]:
-        for block, metadata in function(first, *args):
-            yield block
-            yield metadata
+    def yield_each(first: Any, /, *args: Any) -> Iterator[Any]:
+        # Ray sends into what it iterates over.
+        yield from (one for report in function(first, *args) for one in report)
 
-    return yield_both
+    return yield_each
 
 
-def pair_stream(generator: Any, *, use_private: bool = True) -> PairStream:
-    """Return the pairs of a streaming task's generator."""
+def report_stream(generator: Any, size: int, *, use_private: bool = True) -> ReportStream:
+    """Return the reports of a streaming task's generator, each of so many objects."""
     private = ("_generator_ref", "_consume_next_ref_n", "_stream_exhausted")
     if (
         use_private
@@ -112,8 +121,8 @@ def pair_stream(generator: Any, *, use_private: bool = True) -> PairStream:
         and hasattr(global_worker.core_worker, "peek_object_ref_stream_n")
         and hasattr(ray.ObjectRef, "_on_ready")
     ):
-        return _PeekedPairs(generator)
-    return _WaitedPairs(generator)
+        return _PeekedReports(generator, size)
+    return _WaitedReports(generator, size)
 
 
 def when_settled(ref: ray.ObjectRef, on_settled: Callback) -> None:
@@ -205,52 +214,55 @@ def _look_for_shutdown(on_shutdown: Callback) -> Callback:
     return lambda: timers[0].cancel()
 
 
-class _PeekedPairs:
-    """Reads pairs by peeking at their references (private API)."""
+class _PeekedReports:
+    """Reads reports by peeking at their references (private API)."""
 
-    def __init__(self, generator: Any) -> None:
+    def __init__(self, generator: Any, size: int) -> None:
         self._generator = generator
+        self._size = size
         self._peek()
 
     def arm(self, on_ready: Callback) -> None:
-        self._metadata._on_ready(lambda *_: on_ready())
+        self._refs[-1]._on_ready(lambda *_: on_ready())
 
-    def take(self) -> tuple[ray.ObjectRef, ray.ObjectRef] | None:
+    def take(self) -> list[ray.ObjectRef] | None:
         if not self._is_ready:
             self._peek()
             if not self._is_ready:
                 return None
         if self._generator._stream_exhausted():
             self._raise_end()
-        pair = self._block, self._metadata
-        self._generator._consume_next_ref_n(2)
+        refs = self._refs
+        self._generator._consume_next_ref_n(self._size)
         self._peek()
-        return pair
+        return refs
 
     def _peek(self) -> None:
         core_worker = self._generator.worker.core_worker
-        refs = core_worker.peek_object_ref_stream_n(self._generator._generator_ref, 2)
-        (self._block, _), (self._metadata, self._is_ready) = refs
+        peeked = core_worker.peek_object_ref_stream_n(self._generator._generator_ref, self._size)
+        self._refs = [ref for ref, _ in peeked]
+        self._is_ready = peeked[-1][1]
 
     def _raise_end(self) -> None:
-        """Raise what the task ended with, unless there are still pairs: a task may fail before all are taken."""
-        _, error = read_now(self._metadata)
+        """Raise what the task ended with, unless there are still reports: a task may fail before all are taken."""
+        _, error = read_now(self._refs[-1])
         match error:
             case None | GetTimeoutError() | ObjectLostError():
                 return
             case ObjectRefStreamEndOfStreamError():
                 raise EOFError
         # Ray logs errors that nobody has looked at.
-        read_now(self._block)
-        read_now(self._generator.completed())
+        for ref in (*self._refs, self._generator.completed()):
+            read_now(ref)
         raise error
 
 
-class _WaitedPairs:
-    """Reads pairs with public API only: looks by a timer."""
+class _WaitedReports:
+    """Reads reports with public API only: looks by a timer."""
 
-    def __init__(self, generator: Any) -> None:
+    def __init__(self, generator: Any, size: int) -> None:
         self._generator = generator
+        self._size = size
         self._loop = asyncio.get_running_loop()
 
     def arm(self, on_ready: Callback) -> None:
@@ -260,19 +272,15 @@ class _WaitedPairs:
         else:
             self._loop.call_later(_FALLBACK_INTERVAL_S, self.arm, on_ready)
 
-    def take(self) -> tuple[ray.ObjectRef, ray.ObjectRef] | None:
+    def take(self) -> list[ray.ObjectRef] | None:
         if not self._is_ready():
             return None
-        try:
-            block = next(self._generator)
-        except StopIteration:
-            raise EOFError from None
-        try:
-            metadata = next(self._generator)
-        except StopIteration:  # A lone reference holds the task's error.
-            ray.get(block)
-            raise EOFError from None
-        return block, metadata
+        refs = list(islice(self._generator, self._size))
+        if len(refs) == self._size:
+            return refs
+        if refs:  # The last one holds the task's error.
+            ray.get(refs[-1])
+        raise EOFError
 
     def _is_ready(self) -> bool:
         return bool(ray.wait([self._generator], timeout=0, fetch_local=False)[0])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import ray
 from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError, RayTaskError
@@ -15,26 +14,29 @@ from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.work import OutputMetadata, TaskEnd
 from aiodata.runtime.base import Outcome, Pair
 from aiodata.runtime.ray.compat import read_now
-from aiodata.runtime.ray.packed import unpack_metadata
-from aiodata.runtime.ray.worker import PackedEnd
+from aiodata.runtime.ray.packed import unpack_report
 
 
 @dataclass(frozen=True, slots=True)
 class RayMetadata:
-    """What stands for a pair's metadata: its reference, and the task that it is of."""
+    """What stands for a pair's metadata: the reference of what its report says, its place there, and its task."""
 
     ref: ray.ObjectRef
+    index: int
     task_name: str
 
 
 def ready_outcomes(pairs: Sequence[Pair]) -> list[Outcome]:
     """Return what is there of pairs' metadata: one call of Ray where nothing has failed."""
-    refs = [pair.metadata.ref for pair in pairs if isinstance(pair.metadata, RayMetadata)]
+    refs = list(dict.fromkeys(pair.metadata.ref for pair in pairs if isinstance(pair.metadata, RayMetadata)))
     read, error = read_now(refs)
     if error is not None:
         return [_ready_outcome(pair) for pair in pairs]
-    values = iter(read)
-    return [_outcome_of(next(values)) if isinstance(pair.metadata, RayMetadata) else pair.metadata for pair in pairs]
+    reports = dict(zip(refs, map(_outcomes_of, read), strict=True))
+    return [
+        _outcome_at(reports[pair.metadata.ref], pair) if isinstance(pair.metadata, RayMetadata) else pair.metadata
+        for pair in pairs
+    ]
 
 
 async def outcome(pair: Pair) -> OutputMetadata | TaskEnd:
@@ -47,7 +49,7 @@ async def outcome(pair: Pair) -> OutputMetadata | TaskEnd:
         end: TaskEnd = pair.metadata
         return end
     try:
-        return _outcome_of(await pair.metadata.ref)
+        return _outcome_at(_outcomes_of(await pair.metadata.ref), pair)
     except RayError as error:
         failure = _failed_outcome(pair, error)
     if isinstance(failure, TaskEnd):
@@ -75,11 +77,11 @@ def lost(what: str, error: BaseException) -> AiodataError:
 
 
 def is_end(metadata: ray.ObjectRef) -> bool:
-    """Return whether a pair's metadata is there and is the end of its task."""
+    """Return whether what a report says is there and tells its task's end."""
     value, error = read_now(metadata)
     if error is not None:
         return not isinstance(error, GetTimeoutError | ObjectLostError)
-    return isinstance(value, PackedEnd)
+    return unpack_report(value)[1] is not None
 
 
 def _ready_outcome(pair: Pair) -> Outcome:
@@ -89,17 +91,22 @@ def _ready_outcome(pair: Pair) -> Outcome:
     value, error = read_now(pair.metadata.ref)
     match error:
         case None:
-            return _outcome_of(value)
+            return _outcome_at(_outcomes_of(value), pair)
         case GetTimeoutError():
             return None
         case _:
             return _failed_outcome(pair, error)
 
 
-def _outcome_of(value: Any) -> OutputMetadata | TaskEnd:
-    if isinstance(value, PackedEnd):
-        return value.unpack()
-    return unpack_metadata(value)
+def _outcomes_of(packed: bytes) -> Sequence[OutputMetadata | TaskEnd]:
+    outputs, end = unpack_report(packed)
+    return outputs if end is None else (*outputs, end.unpack())
+
+
+def _outcome_at(report: Sequence[OutputMetadata | TaskEnd], pair: Pair) -> OutputMetadata | TaskEnd:
+    """Return what a report says of a pair; what comes after the task's end just fills the report up."""
+    index: int = pair.metadata.index
+    return report[min(index, len(report) - 1)]
 
 
 def _failed_outcome(pair: Pair, error: RayError) -> TaskEnd | AiodataError:

@@ -1,9 +1,13 @@
-"""A block's metadata as it travels: bytes, which Ray hands on as they are; of anything else it unpacks one by one."""
+"""What a task reports, as it travels: blocks, and one object that says what they are, or that the task has ended.
+
+What it says is packed as bytes, which Ray hands on as they are; of anything else it unpacks one by one.
+"""
 
 from __future__ import annotations
 
 import pickle
 from functools import lru_cache
+from typing import Any
 
 import pyarrow as pa
 from ray import cloudpickle
@@ -14,28 +18,56 @@ from aiodata.plan.work import OutputMetadata
 # Schemas that the driver keeps unpacked: the operators of some runs, each with one or two.
 _MAX_SCHEMAS = 128
 
+# So many blocks, then what is said of them.
+Report = tuple[Any, ...]
 
-class MetadataPacker:
-    """Packs the metadata of a task's blocks; a schema that is like the one before is not packed again."""
 
-    def __init__(self) -> None:
-        """Know no schema yet."""
+class ReportPacker:
+    """Gathers a task's blocks into reports; a schema that is like the one before is not packed again.
+
+    Args:
+        num_blocks: How many blocks a report has; a shorter one is filled up with None.
+    """
+
+    def __init__(self, num_blocks: int) -> None:
+        """Have nothing to report yet."""
+        self._num_blocks = num_blocks
+        self._blocks: list[pa.Table | None] = []
+        self._said: list[tuple[Any, ...]] = []
         self._schema: pa.Schema | None = None
         self._packed_schema = b""
 
-    def pack(self, metadata: OutputMetadata) -> bytes:
-        """Return what `unpack_metadata` takes."""
+    @property
+    def is_full(self) -> bool:
+        """Whether a report is complete."""
+        return len(self._blocks) == self._num_blocks
+
+    def add(self, table: pa.Table, metadata: OutputMetadata) -> None:
+        """Add a block, where a report is not complete."""
         block = metadata.block
         if self._schema is None or not block.schema.equals(self._schema, check_metadata=True):
             self._schema, self._packed_schema = block.schema, cloudpickle.dumps(block.schema)
-        fields = (block.num_rows, block.num_bytes, self._packed_schema, block.source, metadata.calls, metadata.task_s)
-        return pickle.dumps(fields, pickle.HIGHEST_PROTOCOL)
+        self._blocks.append(table)
+        self._said.append(
+            (block.num_rows, block.num_bytes, self._packed_schema, block.source, metadata.calls, metadata.task_s)
+        )
+
+    def report(self, end: Any = None) -> Report:
+        """Return what was added since the last report, and the task's end, if this is its last one."""
+        filling = [None] * (self._num_blocks - len(self._blocks))
+        packed = pickle.dumps((self._said, end), pickle.HIGHEST_PROTOCOL)
+        report = (*self._blocks, *filling, packed)
+        self._blocks, self._said = [], []
+        return report
 
 
-def unpack_metadata(packed: bytes) -> OutputMetadata:
-    """Return the metadata; schemas that are the same are one object."""
-    num_rows, num_bytes, packed_schema, source, calls, task_s = pickle.loads(packed)
-    return OutputMetadata(BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source), calls, task_s)
+def unpack_report(packed: bytes) -> tuple[list[OutputMetadata], Any]:
+    """Return what a report says of its blocks, and the task's end or None; schemas that are the same are one object."""
+    said, end = pickle.loads(packed)
+    return [
+        OutputMetadata(BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source), calls, task_s)
+        for num_rows, num_bytes, packed_schema, source, calls, task_s in said
+    ], end
 
 
 @lru_cache(_MAX_SCHEMAS)

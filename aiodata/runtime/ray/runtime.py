@@ -27,13 +27,16 @@ from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
 from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
-from aiodata.runtime.ray.worker import StageActor, run_packed_work
+from aiodata.runtime.ray.worker import StageActor, report_size, run_packed_work
 
 # A chain of transforms up to this size travels with each task; a larger one is stored once per run.
 _INLINE_CHAIN_BYTES = 64 * 1024
 
-_run_in_worker = compat.streaming_function(run_packed_work)
-_actor_class = compat.actor_class(StageActor, streaming="run")
+_run_one_by_one = compat.streaming_function(run_packed_work, report_size(in_groups=False))
+_run_in_groups = compat.streaming_function(run_packed_work, report_size(in_groups=True))
+_actor_class = compat.actor_class(
+    StageActor, {"run": report_size(in_groups=False), "run_in_groups": report_size(in_groups=True)}
+)
 
 
 class RayRuntime:
@@ -155,7 +158,10 @@ class RayStage:
         retries = options.task_max_retries
         given = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
         shared = {key: value for key, value in given.items() if value is not None}
-        self._function = _run_in_worker.options(name=f"aiodata {name}", max_retries=retries, **shared)
+        self._functions = {
+            in_groups: function.options(name=f"aiodata {name}", max_retries=retries, **shared)
+            for in_groups, function in ((False, _run_one_by_one), (True, _run_in_groups))
+        }
         self._actor_class = _actor_class.options(max_restarts=retries, max_task_retries=retries, **shared)
         self._name = name
         self._chain = chain
@@ -167,9 +173,10 @@ class RayStage:
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> RayTask:
         """Start a streaming Ray task."""
-        generator = self._function.remote(self._chain, work, *refs)
+        in_groups = work.cuts.in_groups
+        generator = self._functions[in_groups].remote(self._chain, work, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
-        return RayTask(self._name, generator, self._session, on_ready, held_bytes)
+        return RayTask(self._name, generator, report_size(in_groups=in_groups), self._session, on_ready, held_bytes)
 
     def start_actor(self) -> RayActor:
         """Start a Ray actor, which Ray starts again with its calls if it dies."""

@@ -12,18 +12,19 @@ from ray.exceptions import RayError
 from aiodata.concurrency import without_frames
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady, Pair
-from aiodata.runtime.ray.compat import pair_stream, when_settled
+from aiodata.runtime.ray.compat import report_stream, when_settled
 from aiodata.runtime.ray.held import HeldOutputs
 from aiodata.runtime.ray.outcomes import RayMetadata, failed_end, is_end
 from aiodata.runtime.ray.session import Session
 
 
 class RayTask:
-    """Reads a task's pairs as they come, up to the one that is its end.
+    """Reads a task's reports as they come, up to the one that tells its end.
 
     Args:
         name: What errors call it.
         generator: Ray's generator of its outputs.
+        report_size: How many objects each report has: blocks, and what is said of them.
         session: The run's connection to Ray.
         on_ready: See `Stage.submit`.
         max_held_bytes: How much of its output is kept until it is complete; see `HeldOutputs`.
@@ -36,16 +37,17 @@ class RayTask:
         self,
         name: str,
         generator: Any,
+        report_size: int,
         session: Session,
         on_ready: OnReady,
         max_held_bytes: int,
     ) -> None:
-        """Start to listen for the first pair."""
+        """Start to listen for the first report."""
         self._name = name
         self._generator = generator
         self._session = session
         self._on_ready = on_ready
-        self._pairs = pair_stream(generator)
+        self._reports = report_stream(generator, report_size)
         self._latest: ray.ObjectRef | None = None
         self._has_ended = False
         self._is_listening = False
@@ -57,8 +59,8 @@ class RayTask:
         self._listen()
 
     def pull(self) -> list[Pair]:
-        """Return the pairs that are there, and listen for the next one."""
-        # While it listens there is none: its driver asks again after each pair, and to look costs more than to listen.
+        """Return the pairs that are there, and listen for the next ones."""
+        # While it listens there is none: its driver asks again after each, and to look costs more than to listen.
         if self._is_listening or self._session.is_down:
             return []
         pairs = self._take_all()
@@ -92,7 +94,7 @@ class RayTask:
         Ray 2.60 ends the stream as soon as the task is cancelled. Once that is dropped, Ray has what the worker is just
         storing freed; if it is pinned only after that, nobody ever frees it.
         """
-        kept = [self._generator, self._pairs]
+        kept = [self._generator, self._reports]
         # Not by way of the loop, which may be closed by then.
         when_settled(self._generator.completed(), kept.clear)
 
@@ -100,7 +102,7 @@ class RayTask:
         pairs: list[Pair] = []
         while not self._has_ended:
             try:
-                refs = self._pairs.take()
+                refs = self._reports.take()
             except (RayError, EOFError) as error:
                 self._has_ended = True
                 without_frames(error)
@@ -110,15 +112,16 @@ class RayTask:
                 break
             if refs is None:
                 break
-            block, self._latest = refs
-            if self._held is not None:
-                self._held.add(block)
-                self._session.note_from_put(block)
-            pairs.append(Pair(block, RayMetadata(self._latest, self._name)))
+            *blocks, self._latest = refs
+            for index, block in enumerate(blocks):
+                if self._held is not None:
+                    self._held.add(block)
+                    self._session.note_from_put(block)
+                pairs.append(Pair(block, RayMetadata(self._latest, index, self._name)))
         return pairs
 
     def _may_be_cancelled(self) -> bool:
-        """Read up to the goodbye, which is the last pair: whoever has said it must not be cancelled any more."""
+        """Read up to the goodbye, which is in the last report: whoever has said it must not be cancelled any more."""
         if self._session.is_down:
             return False
         self._take_all()
@@ -127,7 +130,7 @@ class RayTask:
     def _listen(self) -> None:
         if not self._is_listening:
             self._is_listening = True
-            self._pairs.arm(lambda: self._session.call_soon(self._tell))
+            self._reports.arm(lambda: self._session.call_soon(self._tell))
 
     def _tell(self) -> None:
         self._is_listening = False

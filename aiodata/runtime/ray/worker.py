@@ -17,7 +17,7 @@ from aiodata.errors import AiodataError
 from aiodata.plan.transforms import Control, Stopped, Transform, build, describe
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
 from aiodata.runtime.failures import as_failure
-from aiodata.runtime.ray.packed import MetadataPacker
+from aiodata.runtime.ray.packed import Report, ReportPacker
 
 
 class UnpicklableError(Exception):
@@ -34,6 +34,9 @@ _NOTE = "in a worker:\n"
 # looks for the goodbye first. Ray's own backpressure would give a true handshake, but a task that waits in it loses
 # one cancellation in ten, and each block costs the driver twice as much.
 _LINGER_S = 0.003
+
+# Blocks in a report of a task whose blocks come in groups: a report costs the driver as much as ten small blocks.
+_GROUP_BLOCKS = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,8 +66,17 @@ class PackedError:
     packed: bytes
 
 
-def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, bytes | PackedEnd]]:
-    """Run work in a Ray worker; the last pair says goodbye, with the error if there was one."""
+def report_size(*, in_groups: bool) -> int:
+    """Return how many objects the reports of a task have: blocks, and what is said of them."""
+    return 1 + _report_blocks(in_groups)
+
+
+def _report_blocks(in_groups: bool) -> int:
+    return _GROUP_BLOCKS if in_groups else 1
+
+
+def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[Report]:
+    """Run work in a Ray worker; the last report says goodbye, with the error if there was one."""
     yield from _run(lambda: cloudpickle.loads(chain), work, blocks, Control())
 
 
@@ -91,14 +103,18 @@ class StageActor:
     def probe(self) -> None:
         """Be there."""
 
-    def run(self, work: Work, *blocks: pa.Table) -> Iterator[tuple[Any, bytes | PackedEnd]]:
+    def run(self, work: Work, *blocks: pa.Table) -> Iterator[Report]:
         """Run work on the state."""
         control = Control()
         is_canceled = ray.get_runtime_context().is_canceled
-        for pair in _run(self._state, work, blocks, control):
-            yield pair
+        for report in _run(self._state, work, blocks, control):
+            yield report
             if is_canceled():
                 control.stop()
+
+    def run_in_groups(self, work: Work, *blocks: pa.Table) -> Iterator[Report]:
+        """Do the same; a method of its own, since Ray has to know how long its reports are."""
+        return self.run(work, *blocks)
 
     def _state(self) -> tuple[Transform, ...]:
         if self._chain is None:
@@ -108,23 +124,23 @@ class StageActor:
 
 def _run(
     chain: Callable[[], Sequence[Transform]], work: Work, blocks: Sequence[pa.Table], control: Control
-) -> Iterator[tuple[Any, bytes | PackedEnd]]:
+) -> Iterator[Report]:
     # Ray gives each task its own CPU, so Arrow's pool must not take the others'.
     pa.set_cpu_count(1)
+    packer = ReportPacker(_report_blocks(work.cuts.in_groups))
     try:
-        end = yield from _packing(run_work(work, chain(), blocks, control))
+        end = yield from _packing(run_work(work, chain(), blocks, control), packer)
     except Stopped:
         end = TaskEnd()
     except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the task's outputs are read.
         end = TaskEnd(None, as_failure(error))
-    yield None, PackedEnd.pack(end)
+    yield packer.report(PackedEnd.pack(end))
     time.sleep(_LINGER_S)
 
 
 def _packing(
-    outputs: Generator[tuple[pa.Table, OutputMetadata], None, TaskEnd],
-) -> Generator[tuple[pa.Table, bytes], None, TaskEnd]:
-    pack = MetadataPacker().pack
+    outputs: Generator[tuple[pa.Table, OutputMetadata], None, TaskEnd], packer: ReportPacker
+) -> Generator[Report, None, TaskEnd]:
     with closing(outputs):
         while True:
             try:
@@ -132,7 +148,10 @@ def _packing(
             except StopIteration as stop:
                 end: TaskEnd = stop.value
                 return end
-            yield table, pack(metadata)
+            packer.add(table, metadata)
+            del table
+            if packer.is_full:
+                yield packer.report()
 
 
 def _packed(value: Any) -> Any:
