@@ -40,7 +40,7 @@ _SPARE_PARTS = 8
 _FIRST_TASK_BLOCKS = 16
 
 # Blocks are handed over in groups if they come faster than one in so many seconds, and are smaller than so many bytes.
-_GROUPED_BLOCK_S = 0.5e-3
+_GROUPED_BLOCK_S = 2e-3
 _GROUPED_BLOCK_BYTES = 64 << 10
 
 # Calls of a first task, whose speed is unknown, for each that may be in flight.

@@ -89,7 +89,7 @@ def test_first_task_is_a_few_blocks_however_small_they_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("num_bytes", "seconds", "in_groups"), [(8, 1e-4, True), (100_000, 1e-4, False), (8, 1e-3, False), (8, 0.0, True)]
+    ("num_bytes", "seconds", "in_groups"), [(8, 1e-4, True), (100_000, 1e-4, False), (8, 5e-3, False), (8, 0.0, True)]
 )
 def test_small_blocks_that_come_fast_are_handed_over_in_groups(num_bytes: int, seconds: float, in_groups: bool) -> None:
     pacing = Pacing(32 * MIB, 1 << 50, calls_user_code=True)
