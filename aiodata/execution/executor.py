@@ -26,7 +26,7 @@ from aiodata.runtime.base import Runtime
 from aiodata.stats import RunStats
 
 # Bundles that may wait between two operators; a bundle is a reference, and tasks hold back when it is full.
-_MAX_WAITING_BUNDLES = 2
+_MAX_WAITING_BUNDLES = 8
 
 # Tasks that each operator may have in flight whatever the others have: the least, and one of so many CPUs.
 _MIN_TASKS = 2

@@ -47,8 +47,8 @@ def test_operators_run_on_all_workers_at_a_time() -> None:
     report = simulate()
     assert [op.name for op in report.operators] == ["simulated_source", "slow", "cut"]
     assert [op.blocks for op in report.operators] == [150, 150, 450]
-    # 150 blocks of a second each, on ten workers: neither faster than possible, nor much slower.
-    assert 15 <= report.virtual_s < 20
+    # 150 blocks of a second each, on ten workers: neither faster than possible, nor half as slow again.
+    assert 15 <= report.virtual_s < 22.5
 
 
 @pytest.mark.parametrize("preserve_order", [False, True])
