@@ -87,6 +87,19 @@ async def test_task_is_active_then_drained_then_finished() -> None:
     assert setting.owner.seen == [0, 1, TaskEnd()]
 
 
+@pytest.mark.parametrize("is_pending", [False, True])
+async def test_pairs_after_the_end_stand_for_nothing(is_pending: bool) -> None:
+    setting, end = Setting(expected_bytes=100), end_pair(is_pending=is_pending)
+    async with setting.prefetcher.group:
+        setting.handle.give(pair_of(0, num_bytes=30), end, end_pair(num_bytes=5), pair_of(1, num_bytes=7))
+        await setting.lane.flush()
+        end.metadata.settle()
+        await settle()
+    assert setting.owner.seen == [0, TaskEnd()]
+    assert setting.counts == (30, 0)
+    assert setting.task.state is DataOpTaskState.FINISHED
+
+
 async def test_drained_task_is_expected_to_produce_nothing_more() -> None:
     setting, late = Setting(expected_bytes=100), pair_of(1, num_bytes=30, is_pending=True)
     async with setting.prefetcher.group:
