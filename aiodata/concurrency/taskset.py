@@ -66,6 +66,11 @@ class TaskSet:
         if tasks:
             await asyncio.wait(tasks)
 
+    def forget(self) -> None:
+        """Let go of tasks that will never be done, since their loop is closed."""
+        self._tasks.clear()
+        _SETS_WITH_TASKS.discard(self)
+
     async def __aenter__(self) -> Self:
         """Return itself."""
         return self
@@ -78,8 +83,8 @@ class TaskSet:
         self._tasks.discard(task)
         if not self._tasks:
             _SETS_WITH_TASKS.discard(self)
-        # An interrupt from the keyboard has come out of the loop already.
-        if task.cancelled() or not isinstance(error := task.exception(), Exception):
+        # An interrupt has come out of the loop already.
+        if task.cancelled() or isinstance(error := task.exception(), KeyboardInterrupt | SystemExit | None):
             return
         context = {"message": f"task {task.get_name()!r} failed", "exception": error, "task": task}
         task.get_loop().call_exception_handler(context)

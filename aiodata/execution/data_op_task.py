@@ -46,7 +46,7 @@ class TaskOwner(Protocol):
         """Take note that a block's size was not known when it surfaced."""
 
     def on_finished(self, task: DataOpTask, end: TaskEnd) -> None:
-        """See to the end of the task; called once, after its last pair has been emitted."""
+        """See to the end of the task; called once, after its last block has been emitted."""
 
 
 class DataOpTask:
@@ -106,12 +106,11 @@ class DataOpTask:
             self._lane.submit(self, pair)
 
     def emit(self, pair: Pair, outcome: Outcome) -> None:
-        """Take a pair and what became of its metadata; after the end there may be pairs that stand for nothing."""
+        """Take a pair and what became of its metadata; what comes after the end stands for nothing."""
+        if self.state is DataOpTaskState.FINISHED:
+            return
         self._num_waiting -= 1
         num_bytes = self._charged.popleft()
-        if self.state is DataOpTaskState.FINISHED:
-            self._uncharge(num_bytes)
-            return
         if isinstance(outcome, OutputMetadata):
             if num_bytes is None:
                 num_bytes = outcome.block.num_bytes
@@ -122,7 +121,7 @@ class DataOpTask:
         else:
             self._uncharge(num_bytes)
             if isinstance(outcome, TaskEnd):
-                self.drain()
+                self.abandon()
                 self.state = DataOpTaskState.FINISHED
                 self._owner.on_finished(self, outcome)
                 return

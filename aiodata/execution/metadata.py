@@ -26,7 +26,7 @@ class PairOwner(Protocol):
     """Who submitted a pair."""
 
     def drain(self) -> None:
-        """Take note that the last of its pairs has come, which is emitted in its turn."""
+        """Take note that its end has come, which is emitted in its turn."""
 
     def emit(self, pair: Pair, outcome: Outcome) -> None:
         """Take a pair and what became of its metadata: never None."""

@@ -39,9 +39,11 @@ _SPARE_PARTS = 8
 # Blocks of the target size that a task produces as long as the speed is unknown.
 _FIRST_TASK_BLOCKS = 16
 
-# Blocks are handed over in groups if they come faster than one in so many seconds, and are smaller than so many bytes.
+# Blocks are handed over in groups if on average they come faster than one in so many seconds and are smaller than so
+# many bytes. What is said of a group stays small: its end could not be looked for without waiting if it were stored.
 _GROUPED_BLOCK_S = 2e-3
 _GROUPED_BLOCK_BYTES = 64 << 10
+_GROUPED_BLOCK_COLUMNS = 256
 
 # Calls of a first task, whose speed is unknown, for each that may be in flight.
 _FIRST_TASK_CALLS = 8
@@ -77,6 +79,7 @@ class Pacing:
         self._seconds = 0.0
         self._bytes = 0
         self._blocks = 0
+        self._max_columns = 0
         self._blocks_done = 0
         # Numbers that are as before are the same object: thousands of tasks refer to it.
         self._latest: Cuts | None = None
@@ -87,6 +90,7 @@ class Pacing:
         self._seconds += output.task_s
         self._bytes += output.block.num_bytes
         self._blocks += 1
+        self._max_columns = max(self._max_columns, len(output.block.schema))
 
     def observe_job(self, num_blocks: int) -> None:
         """Learn that a task is done with so many blocks that it was given."""
@@ -104,7 +108,8 @@ class Pacing:
 
     def _come_fast_and_small(self) -> bool:
         are_fast = self._seconds < self._blocks * _GROUPED_BLOCK_S
-        return are_fast and self._bytes < self._blocks * _GROUPED_BLOCK_BYTES
+        are_small = self._bytes < self._blocks * _GROUPED_BLOCK_BYTES
+        return are_fast and are_small and self._max_columns <= _GROUPED_BLOCK_COLUMNS
 
     def _blocks_in(self, seconds: float) -> int:
         return _clamp(seconds * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1

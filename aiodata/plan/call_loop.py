@@ -107,6 +107,7 @@ class CallLoop:
             _call_outside_of_loops(lambda: self._loop.run_until_complete(self._shut_down()))
         finally:
             self._loop.close()
+            self._tasks.forget()
 
     async def _shut_down(self) -> None:
         # Not only calls: a user's function may have started tasks of its own.

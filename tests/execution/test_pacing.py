@@ -99,6 +99,15 @@ def test_small_blocks_that_come_fast_are_handed_over_in_groups(num_bytes: int, s
     assert pacing.cuts(is_early=False).in_groups == in_groups
 
 
+@pytest.mark.parametrize(("num_columns", "in_groups"), [(256, True), (257, False)])
+def test_blocks_of_many_columns_are_handed_over_alone(num_columns: int, in_groups: bool) -> None:
+    pacing = Pacing(32 * MIB, 1 << 50, calls_user_code=True)
+    schema = pa.schema([(str(number), pa.int8()) for number in range(num_columns)])
+    pacing.observe(OutputMetadata(replace(METADATA, schema=schema), 1, 1e-4))
+    pacing.observe(OutputMetadata(METADATA, 1, 1e-4))
+    assert pacing.cuts(is_early=False).in_groups == in_groups
+
+
 @pytest.mark.parametrize("target", [MIB, 32 * MIB])
 def test_block_and_task_are_an_eighth_of_the_budget_at_most(target: int) -> None:
     cuts = cuts_after(target=target, budget=4 * MIB)

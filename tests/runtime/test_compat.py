@@ -4,20 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import time
 from collections.abc import Iterator
 from contextlib import suppress
 from logging.handlers import BufferingHandler
+from pathlib import Path
 from typing import Any
 
+import anyio
 import pyarrow as pa
 import pytest
 import ray
+from ray import cloudpickle
 from ray.exceptions import ObjectRefStreamEndOfStreamError, RayError
 
 from aiodata.concurrency import Wakeup
+from aiodata.plan.pieces import Origin, TablePiece
+from aiodata.plan.transforms import MapBatches
+from aiodata.plan.work import Cuts, Work
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.compat import ReportStream
+from aiodata.runtime.ray.packed import unpack_report
+from aiodata.runtime.ray.worker import StageActor
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -90,6 +99,48 @@ async def test_method_of_an_actor_streams_reports_too(use_private: bool, size: i
     stream = compat.report_stream(actor.run.remote(3, size), size, use_private=use_private)
     assert [ray.get(refs[-1]) for refs in await read(stream)] == [0, 1, 2]
     ray.kill(actor)
+
+
+@PATHS
+async def test_actors_of_stages_report_blocks_alone_and_in_groups(use_private: bool) -> None:
+    sizes = {"run": 2, "run_in_groups": 17}
+    chain = cloudpickle.dumps((MapBatches(lambda batch: batch, 1, "numpy"),))
+    actor = compat.actor_class(StageActor, sizes, use_private=use_private).options(num_cpus=0).remote(chain)
+    for name, size in sizes.items():
+        cuts = Cuts(1 << 20, 1 << 20, 1, 1, 1, 1 << 40, 1 << 40, in_groups=size > 2)
+        work = Work([TablePiece(pa.table({"id": range(20)}), Origin("numbers", None))], cuts)
+        taken = await read(compat.report_stream(getattr(actor, name).remote(work), size, use_private=use_private))
+        assert len(taken) == (21 if size == 2 else 2)
+        blocks = [block for refs in taken for block in ray.get(refs[:-1])]
+        assert pa.concat_tables(filter(None, blocks))["id"].to_pylist() == list(range(20))
+        assert sum(len(unpack_report(ray.get(refs[-1]))[0]) for refs in taken) == 20
+    ray.kill(actor)
+
+
+def test_method_that_is_no_generator_can_not_stream() -> None:
+    with pytest.raises(TypeError, match=r"Streams\.make is no generator function"):
+        compat.actor_class(Streams, {"make": 2})
+
+
+def stops_in_a_report(path: str) -> Iterator[tuple[Any, ...]]:
+    yield 1, 2
+    while not os.path.exists(path):
+        time.sleep(0.01)
+    yield 3, 4
+
+
+async def test_part_of_a_report_is_not_waited_for(tmp_path: Path) -> None:
+    function = compat.streaming_function(stops_in_a_report, 4, use_private=False)
+    stream = compat.report_stream(function.remote(str(tmp_path / "go")), 4, use_private=False)
+    armed = asyncio.Event()
+    stream.arm(armed.set)
+    await armed.wait()
+    with anyio.move_on_after(0.1):
+        while True:
+            assert stream.take() is None
+            await asyncio.sleep(0.01)
+    (tmp_path / "go").touch()
+    assert [ray.get(refs) for refs in await read(stream)] == [[1, 2, 3, 4]]
 
 
 @pytest.mark.parametrize("private", [True, False], ids=["private", "public"])
@@ -199,5 +250,8 @@ class Reads:
 
 
 class Streams:
+    def make(self) -> Iterator[tuple[Any, ...]]:
+        return reports(1, 2)
+
     def run(self, count: int, size: int) -> Iterator[tuple[Any, ...]]:
         yield from reports(count, size)

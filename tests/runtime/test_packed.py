@@ -13,7 +13,7 @@ def metadata_of(table: pa.Table, source: str = "a file") -> OutputMetadata:
     return OutputMetadata(BlockMetadata(table.num_rows, table.nbytes, table.schema, source), 3, 0.25)
 
 
-def sent(packer: ReportPacker, *outputs: OutputMetadata) -> list[OutputMetadata]:
+def sent(packer: ReportPacker, *outputs: OutputMetadata) -> tuple[OutputMetadata, ...]:
     """What the driver is told of a report's blocks."""
     for one in outputs:
         packer.add(pa.table({}), one)
@@ -47,7 +47,7 @@ def test_schemas_that_are_the_same_are_one_object_whatever_task_they_come_from()
 
 def test_metadata_of_a_block_without_columns_comes_back() -> None:
     one = metadata_of(pa.table({}), "")
-    assert sent(ReportPacker(1), one) == [one]
+    assert sent(ReportPacker(1), one) == (one,)
 
 
 def test_reports_are_of_one_length_and_the_last_one_tells_the_end() -> None:
@@ -61,6 +61,6 @@ def test_reports_are_of_one_length_and_the_last_one_tells_the_end() -> None:
     reports.append(packer.report("the end"))
     assert [report[:-1] for report in reports] == [tuple(tables[:3]), (tables[3], None, None)]
     assert [unpack_report(report[-1]) for report in reports] == [
-        ([metadata_of(table) for table in tables[:3]], None),
-        ([metadata_of(tables[3])], "the end"),
+        (tuple(metadata_of(table) for table in tables[:3]), None),
+        ((metadata_of(tables[3]),), "the end"),
     ]

@@ -26,7 +26,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
-from itertools import islice
+from inspect import isgeneratorfunction
 from typing import Any, Protocol
 
 import ray
@@ -94,6 +94,8 @@ def actor_class(cls: type, streaming: Mapping[str, int], *, use_private: bool = 
     methods: dict[str, Any] = {}
     for name, size in streaming.items():
         function = getattr(cls, name)
+        if not isgeneratorfunction(function):
+            raise TypeError(f"{cls.__name__}.{name} is no generator function, so Ray can not stream it")
         try:
             if not use_private:
                 raise ValueError("not to be used")
@@ -263,6 +265,7 @@ class _WaitedReports:
     def __init__(self, generator: Any, size: int) -> None:
         self._generator = generator
         self._size = size
+        self._partial: list[ray.ObjectRef] = []
         self._loop = asyncio.get_running_loop()
 
     def arm(self, on_ready: Callback) -> None:
@@ -273,14 +276,17 @@ class _WaitedReports:
             self._loop.call_later(_FALLBACK_INTERVAL_S, self.arm, on_ready)
 
     def take(self) -> list[ray.ObjectRef] | None:
-        if not self._is_ready():
-            return None
-        refs = list(islice(self._generator, self._size))
-        if len(refs) == self._size:
-            return refs
-        if refs:  # The last one holds the task's error.
-            ray.get(refs[-1])
-        raise EOFError
+        while len(self._partial) < self._size:
+            if not self._is_ready():
+                return None
+            try:
+                self._partial.append(next(self._generator))
+            except StopIteration:
+                if self._partial:  # The last one holds the task's error.
+                    ray.get(self._partial[-1])
+                raise EOFError from None
+        refs, self._partial = self._partial, []
+        return refs
 
     def _is_ready(self) -> bool:
         return bool(ray.wait([self._generator], timeout=0, fetch_local=False)[0])

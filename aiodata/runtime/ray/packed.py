@@ -61,13 +61,15 @@ class ReportPacker:
         return report
 
 
-def unpack_report(packed: bytes) -> tuple[list[OutputMetadata], Any]:
+@lru_cache(1)  # Where pairs are asked for one by one, those of a report follow one another.
+def unpack_report(packed: bytes) -> tuple[tuple[OutputMetadata, ...], Any]:
     """Return what a report says of its blocks, and the task's end or None; schemas that are the same are one object."""
     said, end = pickle.loads(packed)
-    return [
+    outputs = tuple(
         OutputMetadata(BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source), calls, task_s)
         for num_rows, num_bytes, packed_schema, source, calls, task_s in said
-    ], end
+    )
+    return outputs, end
 
 
 @lru_cache(_MAX_SCHEMAS)

@@ -35,7 +35,7 @@ _NOTE = "in a worker:\n"
 # one cancellation in ten, and each block costs the driver twice as much.
 _LINGER_S = 0.003
 
-# Blocks in a report of a task whose blocks come in groups: a report costs the driver as much as ten small blocks.
+# Blocks in a report of a task whose blocks come in groups: a report costs the driver as much as a dozen more of them.
 _GROUP_BLOCKS = 16
 
 
@@ -105,16 +105,19 @@ class StageActor:
 
     def run(self, work: Work, *blocks: pa.Table) -> Iterator[Report]:
         """Run work on the state."""
+        yield from self._reports(work, blocks)
+
+    def run_in_groups(self, work: Work, *blocks: pa.Table) -> Iterator[Report]:
+        """Do the same; a method of its own, since Ray has to know how long its reports are."""
+        yield from self._reports(work, blocks)
+
+    def _reports(self, work: Work, blocks: Sequence[pa.Table]) -> Iterator[Report]:
         control = Control()
         is_canceled = ray.get_runtime_context().is_canceled
         for report in _run(self._state, work, blocks, control):
             yield report
             if is_canceled():
                 control.stop()
-
-    def run_in_groups(self, work: Work, *blocks: pa.Table) -> Iterator[Report]:
-        """Do the same; a method of its own, since Ray has to know how long its reports are."""
-        return self.run(work, *blocks)
 
     def _state(self) -> tuple[Transform, ...]:
         if self._chain is None:
