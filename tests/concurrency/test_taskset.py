@@ -83,6 +83,32 @@ async def test_failure_reaches_the_loops_handler_with_the_tasks_name() -> None:
     assert context["message"] == "task 'divider' failed"
 
 
+async def test_group_of_errors_and_cancellations_is_a_failure_too() -> None:
+    contexts = watch_loop()
+    error = BaseExceptionGroup("several", [asyncio.CancelledError()])
+
+    async def fail() -> None:
+        raise error
+
+    async with TaskSet() as tasks:
+        await asyncio.wait([tasks.create(fail(), name="group")])
+    assert [context["exception"] for context in contexts] == [error]
+
+
+def test_task_of_a_closed_loop_can_be_forgotten() -> None:
+    loop = asyncio.SelectorEventLoop()
+    tasks = TaskSet(loop)
+    tasks.create(asyncio.Event().wait(), name="sleeper")
+    loop.run_until_complete(asyncio.sleep(0))
+    loop.close()
+    dropped = weakref.ref(tasks)
+    tasks.forget()
+    assert len(tasks) == 0
+    del tasks, loop
+    gc.collect()
+    assert dropped() is None
+
+
 async def test_cancellation_is_no_failure() -> None:
     contexts = watch_loop()
     async with TaskSet() as tasks:
