@@ -98,13 +98,13 @@ async def test_group_of_errors_and_cancellations_is_a_failure_too() -> None:
 def test_task_of_a_closed_loop_can_be_forgotten() -> None:
     loop = asyncio.SelectorEventLoop()
     tasks = TaskSet(loop)
-    tasks.create(asyncio.Event().wait(), name="sleeper")
+    pending = tasks.create(asyncio.Event().wait(), name="sleeper")
     loop.run_until_complete(asyncio.sleep(0))
     loop.close()
     dropped = weakref.ref(tasks)
     tasks.forget()
     assert len(tasks) == 0
-    del tasks, loop
+    del tasks, loop, pending
     gc.collect()
     assert dropped() is None
 
