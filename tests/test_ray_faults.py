@@ -213,7 +213,7 @@ def uncollected() -> Iterator[None]:
 
 
 @pytest.mark.usefixtures("uncollected")
-async def test_block_that_was_put_into_the_store_leaves_it_when_the_pass_is_over() -> None:
+async def test_block_that_was_put_into_the_store_leaves_it_when_the_pass_is_over(stored_before: int) -> None:
     """Ray keeps it for ever if a block that was made of it is dropped before its task is complete."""
     table = pa.table({"id": np.arange(100_000)})
     ds = aiodata.from_arrow(table).with_options(runtime="ray")
@@ -222,11 +222,11 @@ async def test_block_that_was_put_into_the_store_leaves_it_when_the_pass_is_over
     for one in (once, twice, twice.map_batches(Same, batch_format="pyarrow")):
         rows = await rows_of(one, "id")
         assert rows == list(range(100_000))
-        await until(lambda: stored_bytes() == 0, "blocks are left in the store")
+        await until(lambda: stored_bytes() <= stored_before, "blocks are left in the store")
 
 
 @pytest.mark.usefixtures("uncollected")
-async def test_large_function_leaves_the_store_when_the_pass_is_over() -> None:
+async def test_large_function_leaves_the_store_when_the_pass_is_over(stored_before: int) -> None:
     numbers = np.arange(100_000)
 
     def add(batch: Batch) -> Batch:
@@ -234,11 +234,12 @@ async def test_large_function_leaves_the_store_when_the_pass_is_over() -> None:
 
     rows = await rows_of(aiodata.range(100_000).with_options(runtime="ray").map_batches(add), "id")
     assert sorted(rows) == list(range(0, 200_000, 2))
-    await until(lambda: stored_bytes() == 0, "the function is left in the store")
+    await until(lambda: stored_bytes() <= stored_before, "the function is left in the store")
 
 
 def test_large_function_leaves_the_store_though_its_loop_is_closed_before_its_tasks_are_complete() -> None:
     """A task is complete some milliseconds after its last row; what is to happen then must not need the loop."""
+    before = stored_bytes()
     numbers = np.arange(100_000)
 
     def add(batch: Batch) -> Batch:
@@ -250,6 +251,6 @@ def test_large_function_leaves_the_store_though_its_loop_is_closed_before_its_ta
     gc.collect()
 
     async def wait() -> None:
-        await until(lambda: stored_bytes() == 0, "functions are left in the store")
+        await until(lambda: stored_bytes() <= before, "functions are left in the store")
 
     asyncio.run(wait())

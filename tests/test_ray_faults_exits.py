@@ -122,6 +122,7 @@ async def test_break_stops_calls_and_actors_and_frees_cpus(
 
 
 async def test_ten_breaks_in_a_row_leave_no_actor_and_no_block(runtime: str, tmp_path: Path) -> None:
+    before = stored_bytes() if runtime == "ray" else 0
     path = str(tmp_path / "calls")
     table = pa.table({"id": range(NUM_ROWS), "pad": [b"." * 100] * NUM_ROWS})
     ds = aiodata.from_arrow(table).with_options(runtime=runtime, preserve_order=True)
@@ -137,5 +138,5 @@ async def test_ten_breaks_in_a_row_leave_no_actor_and_no_block(runtime: str, tmp
     if runtime == "ray":
         await until(lambda: not any(map(is_running, actor_pids(path))), "actors are left")
         gc.collect()
-        await until(lambda: stored_bytes() == 0, "blocks are left in the store")
+        await until(lambda: stored_bytes() <= before, "blocks are left in the store")
     assert len(actor_pids(path)) >= 10

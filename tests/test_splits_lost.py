@@ -24,7 +24,7 @@ from tests.split_consumers import BATCH_ROWS, Consumer, Note, Record, Run, consu
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.usefixtures("empty_store"),
+    pytest.mark.usefixtures("same_store"),
     pytest.mark.asyncio(loop_factories=["asyncio"]),
     pytest.mark.timeout(60),
 ]

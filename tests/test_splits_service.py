@@ -25,7 +25,7 @@ from tests.split_consumers import coordinator_of
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
-    pytest.mark.usefixtures("empty_store"),
+    pytest.mark.usefixtures("same_store"),
     pytest.mark.asyncio(loop_factories=["asyncio"]),
     pytest.mark.timeout(90),
 ]
