@@ -39,13 +39,24 @@ class BlockMetadata:
 class RefBundle:
     """A reference to a block, its metadata, and the range of its rows that counts.
 
-    A limit or a split narrows the range; it never copies the block.
+    A limit or a split narrows the range; it never copies the block. Nor does a union whose branches have other types:
+    the rows conform to `conform_to` when they are fetched.
     """
 
     ref: BlockRef
     metadata: BlockMetadata
     start: int
     stop: int
+    conform_to: pa.Schema | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema that its rows have once they are fetched."""
+        return self.metadata.schema if self.conform_to is None else self.conform_to
+
+    def conformed(self, schema: pa.Schema) -> RefBundle:
+        """Return the same bundle, with rows of this schema."""
+        return self if self.schema.equals(schema, check_metadata=True) else replace(self, conform_to=schema)
 
     @classmethod
     def whole(cls, ref: BlockRef, metadata: BlockMetadata) -> RefBundle:

@@ -56,6 +56,7 @@ class Dataset(IterationVerbs):
         concurrency: int | tuple[int, int] | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
+        schema: pa.Schema | None = None,
         fn_args: Sequence[Any] = (),
         fn_kwargs: Mapping[str, Any] | None = None,
         fn_constructor_args: Sequence[Any] = (),
@@ -77,6 +78,8 @@ class Dataset(IterationVerbs):
                 default 16. For a function: tasks at a time.
             num_cpus: CPUs that each task or actor takes; on the local runtime all share the same threads.
             num_gpus: GPUs that each task or actor takes (Ray).
+            schema: The schema of what `fn` returns: outputs are cast to it where that is exact, and columns that one
+                lacks are null. None: the schema of the first output that has rows, in the order of the input.
             fn_args: Further positional arguments for `fn`.
             fn_kwargs: Keyword arguments for `fn`.
             fn_constructor_args: Positional arguments for the class.
@@ -99,6 +102,7 @@ class Dataset(IterationVerbs):
                 concurrency=concurrency,
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
+                schema=schema,
                 fn_args=fn_args,
                 fn_kwargs=fn_kwargs,
                 fn_constructor_args=fn_constructor_args,
@@ -246,7 +250,7 @@ class Dataset(IterationVerbs):
         unbounded = {"preserve_order": True, "max_object_store_bytes": _UNBOUNDED_BYTES}
         async with self.with_options(**unbounded).aiter_bundles() as iterator:
             bundles = [bundle async for bundle in iterator]
-        schema = bundles[0].metadata.schema if bundles else await self.schema()
+        schema = bundles[0].schema if bundles else await self.schema()
         source = StoredSource("materialized", tuple(bundles), schema)
         return Dataset(Plan(Read(source)), self._options.override(runtime=iterator.stats().runtime))
 

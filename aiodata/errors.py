@@ -12,6 +12,7 @@ AiodataError
 ├─ ClosedError               misuse: something closed was used (also a RuntimeError)
 ├─ BusyError                 misuse: two tasks used one iterator at once (also a RuntimeError)
 └─ OptionError               misuse: an argument has a value that can not work (also a ValueError)
+   └─ UnknownColumnError     a column that is asked for is not there (also a SourceError)
 """
 
 from __future__ import annotations
@@ -101,3 +102,7 @@ class BusyError(AiodataError, RuntimeError):
 
 class OptionError(AiodataError, ValueError):
     """An argument has a value that can not work; the message has the value and the remedy."""
+
+
+class UnknownColumnError(OptionError, SourceError):
+    """A column that is asked for is not there; the message says who asks, and which columns there are."""

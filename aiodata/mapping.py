@@ -6,11 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
 from aiodata.options import at_least
 from aiodata.plan.nodes import Apply, Resources
 from aiodata.plan.transforms import MapBatches
+from aiodata.schemas import check_names
 
 Concurrency = int | tuple[int, int] | None
 
@@ -23,6 +26,7 @@ def map_step(
     concurrency: Concurrency,
     num_cpus: float | None,
     num_gpus: float | None,
+    schema: pa.Schema | None,
     fn_args: Sequence[Any],
     fn_kwargs: Mapping[str, Any] | None,
     fn_constructor_args: Sequence[Any],
@@ -45,6 +49,7 @@ def map_step(
         dict(fn_kwargs or {}),
         tuple(fn_constructor_args),
         dict(fn_constructor_kwargs or {}),
+        schema=check_schema(schema),
     )
     if (fn_constructor_args or fn_constructor_kwargs) and not transform.needs_actor:
         raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
@@ -57,6 +62,23 @@ def map_step(
     if transform.is_async:
         return Apply(transform if concurrency is None else replace(transform, concurrency=concurrency), resources)
     return Apply(transform, resources, workers)
+
+
+def check_schema(schema: object) -> pa.Schema | None:
+    """Check a schema that is asked for.
+
+    Raises:
+        OptionError: It is none, or has two columns of one name.
+    """
+    if schema is None:
+        return None
+    if not isinstance(schema, pa.Schema):
+        raise OptionError(f"schema={schema!r} must be a pyarrow.Schema, for example pa.schema([('x', pa.int64())])")
+    try:
+        check_names(schema.names)
+    except ValueError as error:
+        raise OptionError(f"schema has {error}") from error
+    return schema.remove_metadata()
 
 
 def _workers(concurrency: Concurrency) -> tuple[int, int] | None:

@@ -13,7 +13,8 @@ from aiodata.block import as_block, from_rows
 from aiodata.dataset import Dataset
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions, at_least
-from aiodata.plan.nodes import Plan, Read, Source
+from aiodata.plan.nodes import Plan, Read
+from aiodata.plan.source import Source
 from aiodata.sources.memory import RangeSource, TableSource, split_table
 from aiodata.sources.parquet import ParquetSource
 

@@ -59,6 +59,9 @@ class DataOpTask:
         runtime: Where it runs.
         budget: What its bytes are counted in.
         expected_bytes: How many bytes it is expected to produce.
+
+    Attributes:
+        is_void: Whether its outputs are dropped, and its job is done again.
     """
 
     __slots__ = (
@@ -70,6 +73,7 @@ class DataOpTask:
         "_owner",
         "_runtime",
         "handle",
+        "is_void",
         "job",
         "produced_bytes",
         "state",
@@ -80,6 +84,7 @@ class DataOpTask:
     ) -> None:
         """Count what is expected of it."""
         self.job = job
+        self.is_void = False
         self.state = DataOpTaskState.ACTIVE
         self.produced_bytes = 0
         self.handle: Task | None = None
