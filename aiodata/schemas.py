@@ -60,19 +60,23 @@ def unify_schemas(named: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     Raises:
         SchemaError: A column has types that no type holds exactly, or two columns have one name.
     """
-    distinct: dict[pa.Schema, str] = {}
+    # Schemas are equal, and have one hash, whatever is known of their columns.
+    variants: dict[pa.Schema, list[tuple[pa.Schema, str]]] = {}
     latest: pa.Schema | None = None
     for source, schema in named:
         # What wrote a file often leaves something about its rows there, so that no two are equal.
         bare = schema.remove_metadata()
         if latest is None or not bare.equals(latest, check_metadata=True):
             latest = bare
-            distinct.setdefault(bare, source)
-    for schema, source in distinct.items():
+            alike = variants.setdefault(bare, [])
+            if not any(one.equals(bare, check_metadata=True) for one, _ in alike):
+                alike.append((bare, source))
+    distinct = [one for alike in variants.values() for one in alike]
+    for schema, source in distinct:
         if len(set(schema.names)) < len(schema.names):
             raise SchemaError(f"{source} has several columns of one name: {duplicates(schema.names)}; rename them")
     columns: dict[str, list[tuple[str, pa.Field]]] = {}
-    for schema, source in distinct.items():
+    for schema, source in distinct:
         for field in schema:
             columns.setdefault(field.name, []).append((source, field))
     return pa.schema([_unify_column(fields, len(distinct)) for fields in columns.values()])

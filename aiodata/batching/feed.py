@@ -23,6 +23,9 @@ from aiodata.runtime.base import Runtime
 from aiodata.schemas import conform
 from aiodata.stats import RunStats
 
+# Seconds that a conversion of a block's rows is waited for when it is cancelled.
+_CONFORM_GRACE_S = 1.0
+
 # The part of what a consumer may hold that one delivery may have: one of so many.
 _HELD_PARTS = 8
 
@@ -83,9 +86,11 @@ async def fetch_rows(runtime: Runtime, bundle: RefBundle) -> pa.Table:
     rows = block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
     if bundle.conform_to is None:
         return rows
+    if rows.schema.equals(bundle.conform_to):  # What is known of its columns takes no time to note.
+        return conform(rows, bundle.conform_to)
     conform_rows = partial(_conform, rows, bundle)
     del block, rows  # A cancellation's traceback keeps this frame.
-    return await call_in_thread(conform_rows)
+    return await call_in_thread(conform_rows, grace_s=_CONFORM_GRACE_S)
 
 
 def _conform(rows: pa.Table, bundle: RefBundle) -> pa.Table:

@@ -186,9 +186,7 @@ class StreamingExecutor:
             case LimitStage(num_rows):
                 return LimitOperator(stage.name, num_rows, on_sent)
             case UnionStage():
-                return UnionOperator(
-                    stage.name, on_sent, preserve_order=preserve_order, starts_in_order=is_learnt_from
-                )
+                return UnionOperator(stage.name, on_sent, preserve_order=preserve_order, starts_in_order=is_learnt_from)
             case ReadStage() | MapStage():
                 num_later = sum(isinstance(node.operator, TaskOperator) for node in after)
                 workers = self._workers(stage)

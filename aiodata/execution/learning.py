@@ -1,9 +1,10 @@
 """SchemaLearning: the schema of what each function of a stage returns, found out while the stage runs; no I/O.
 
-It is the schema of the function's first rows *in the order of the input*, whichever task ends first. Tasks run side by
-side all the same: each takes the schema of its own first rows for granted, and says so. When those of the jobs before it
-are known, they are nearly always the same. Where they are not, the task's outputs are dropped, before anybody has seen
-one, and its job is done again with the right schema. (As in optimistic concurrency control: Kung and Robinson, 1981.)
+It is the schema of the function's first rows *in the order of the input*, whichever task ends first. Tasks run side
+by side all the same: each takes the schema of its own first rows for granted, and says so. When those of the jobs
+before it are known, they are nearly always the same. Where they are not, the task's outputs are dropped, before
+anybody has seen one, and its job is done again with the right schema. (As in optimistic concurrency control: Kung and
+Robinson, 1981.)
 """
 
 from __future__ import annotations

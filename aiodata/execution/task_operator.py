@@ -11,6 +11,7 @@ from dataclasses import replace
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
 from aiodata.concurrency import Turn, Wakeup, cleared_frames, receive, send
@@ -362,7 +363,16 @@ class TaskOperator:
         running = list(self._running)
         for task in self._running.values():
             task.abandon()
-        for held in (self._running, self._ready, self._outputs, self._jobs, self._order, self._lane, self._claims, self._ends):
+        for held in (
+            self._running,
+            self._ready,
+            self._outputs,
+            self._jobs,
+            self._order,
+            self._lane,
+            self._claims,
+            self._ends,
+        ):
             held.clear()
         self._run.budget.tell_refused()
         for handle in running:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pyarrow as pa
@@ -9,6 +10,11 @@ from pyarrow import acero
 
 from aiodata.errors import OptionError, UnknownColumnError
 from aiodata.schemas import near_miss
+
+# How Arrow says that a column is not there.
+_NO_MATCH = re.compile(r"No match for FieldRef\.Name\((.*)\) in ")
+
+_MAX_TYPES_SHOWN = 20
 
 
 def filter_table(table: pa.Table, expression: Any) -> pa.Table:
@@ -36,8 +42,20 @@ def check_expression(name: str, expression: Any, schema: pa.Schema) -> None:
     try:
         filter_table(schema.empty_table(), expression)
     except (pa.ArrowException, TypeError, ValueError) as error:
-        text = str(error)
-        if "No match for FieldRef" in text:
-            asked = text.partition("FieldRef.Name(")[2].partition(")")[0]
-            raise UnknownColumnError(name, f"there is no column {asked!r}{near_miss(asked, schema.names)}") from error
-        raise OptionError(f"{name} cannot be evaluated on columns of these types: {text.splitlines()[0]}") from error
+        reason = explain_failure(error, schema)
+        if _unknown_column(error) is not None:
+            raise UnknownColumnError(name, reason) from error
+        raise OptionError(f"{name}: {reason}") from error
+
+
+def explain_failure(error: Exception, schema: pa.Schema) -> str:
+    """Say why an expression cannot be evaluated on rows of a schema."""
+    if (unknown := _unknown_column(error)) is not None:
+        return f"there is no column {unknown!r}{near_miss(unknown, schema.names)}"
+    types = ", ".join(f"{field.name}: {field.type}" for field in list(schema)[:_MAX_TYPES_SHOWN])
+    return f"it cannot be evaluated on these columns ({types}): {str(error).splitlines()[0]}"
+
+
+def _unknown_column(error: Exception) -> str | None:
+    found = _NO_MATCH.search(str(error))
+    return None if found is None else found[1]

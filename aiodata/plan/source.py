@@ -35,7 +35,8 @@ class Source(ABC):
     if TYPE_CHECKING:  # A dataclass would take a property that it inherits for its field's default.
 
         @property
-        def name(self) -> str: ...
+        def name(self) -> str:
+            """The name that `explain()`, statistics and errors show."""
 
     def with_columns(self, columns: tuple[str, ...]) -> Source | None:
         """Return the source narrowed to some columns; None: it cannot do that itself."""

@@ -16,19 +16,19 @@ from typing import Any
 import pyarrow as pa
 
 from aiodata.block import as_block
-from aiodata.errors import AiodataError
+from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.async_calls import AsyncCalls
 from aiodata.plan.call_loop import CallLoop
 from aiodata.plan.control import Control as Control
 from aiodata.plan.control import Stopped as Stopped
 from aiodata.plan.control import blame as blame
 from aiodata.plan.control import describe as describe
-from aiodata.plan.filtering import check_expression, filter_table
+from aiodata.plan.filtering import check_expression, explain_failure, filter_table
 from aiodata.plan.input_batches import InputBatch, InputBatches
 from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Origin
 from aiodata.plan.pieces import Rows as Rows
-from aiodata.plan.selecting import check_columns
+from aiodata.plan.selecting import check_columns, what_is_missing
 from aiodata.plan.source import Source
 
 _END = object()
@@ -112,6 +112,7 @@ class MapBatches(Transform):
         constructor_kwargs: Keyword arguments for the class.
         concurrency: Calls of an async function in flight, per task.
         schema: What its outputs are made to conform to; None: the schema of the first that has rows.
+        fuses: Whether it may be done by the same task as what comes before and after it.
         kept_loop: The loop that an actor keeps for async calls: clients of a class's making are bound to it.
     """
 
@@ -124,6 +125,7 @@ class MapBatches(Transform):
     constructor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 16
     schema: pa.Schema | None = None
+    fuses: bool = True
     kept_loop: CallLoop | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -268,8 +270,9 @@ class SelectColumns(Transform):
             if not table.num_rows:
                 continue
             try:
+                if (missing := what_is_missing(self.columns, table.column_names)) is not None:
+                    raise TaskError(self.name, origin.source, origin.rows, missing)
                 with blame(self.name, origin):
-                    check_columns(self.name, self.columns, table.column_names)
                     selected = table.select(list(self.columns))
             except AiodataError as error:
                 control.skip(error)
@@ -308,12 +311,18 @@ class FilterRows(Transform):
             if not table.num_rows:
                 continue
             try:
-                with blame(self.name, origin):
-                    kept = filter_table(table, self.expression)
+                kept = self._filter(table, origin)
             except AiodataError as error:
                 control.skip(error)
             else:
                 yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
+
+    def _filter(self, table: pa.Table, origin: Origin) -> pa.Table:
+        try:
+            return filter_table(table, self.expression)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            reason = explain_failure(error, table.schema)
+            raise TaskError(self.name, origin.source, origin.rows, reason) from error
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,8 +105,13 @@ class TableSource(Source):
 
     def __init__(self, name: str, tables: Sequence[pa.Table]) -> None:
         """Look at nothing yet."""
-        self.name = name
+        self._name = name
         self.tables = tuple(tables)
+
+    @property
+    def name(self) -> str:
+        """The verb that made it."""
+        return self._name
 
     def __repr__(self) -> str:
         return f"TableSource({self.name!r}, tables={len(self.tables)})"

@@ -17,8 +17,8 @@ import pyarrow.parquet as pq
 
 from aiodata.bundle import RefBundle
 from aiodata.errors import SourceError
-from aiodata.plan.nodes import Source
 from aiodata.plan.pieces import Chunk, Origin, Piece
+from aiodata.plan.source import Skip, Source
 
 # A row group larger than this many chunks is read in parts, so that its first rows come early.
 _CHUNKS_PER_ROW_GROUP = 8
@@ -102,7 +102,7 @@ class ParquetPiece:
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetSource:
+class ParquetSource(Source):
     """Parquet files; nothing is listed or opened before a run asks for pieces."""
 
     paths: tuple[str, ...]
@@ -130,7 +130,7 @@ class ParquetSource:
             return None
         return replace(self, filter=expression if self.filter is None else self.filter & expression)
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+    def pieces(self, num_tasks: int, skip: Skip) -> Sequence[Piece]:
         """List the files; where they are fewer than the tasks, divide them by row groups."""
         files = self._files()
         pieces = [
@@ -145,7 +145,7 @@ class ParquetSource:
         """Return None: rows are read in tasks."""
         return None
 
-    def schema(self) -> pa.Schema | None:
+    def schema(self, skip: Skip) -> pa.Schema:
         """Return the first file's schema."""
         filesystem, info = self._files()[0]
         with blame_file(info.path), filesystem.open_input_file(info.path) as handle:
@@ -153,7 +153,7 @@ class ParquetSource:
         check_columns(info.path, self.columns, schema.names)
         return schema if self.columns is None else pa.schema([schema.field(name) for name in self.columns])
 
-    def count_rows(self) -> int | None:
+    def count_rows(self, skip: Skip) -> int | None:
         """Return the sum of the files' row counts, unless there is a filter."""
         if self.filter is not None:
             return None
