@@ -11,11 +11,33 @@ import pyarrow as pa
 BlockRef = Any
 
 
+class Charge:
+    """What a block counts in the byte budget of its run, as long as something refers to it.
+
+    Attributes:
+        num_bytes: Bytes that are counted for it.
+        is_over: Whether nothing refers to it any more.
+    """
+
+    __slots__ = ("is_over", "num_bytes")
+
+    def __init__(self) -> None:
+        """Count nothing yet."""
+        self.num_bytes = 0
+        self.is_over = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InlineBlock:
-    """A block that lives in this process; its own reference."""
+    """A block that lives in this process; its own reference.
+
+    Attributes:
+        table: The block.
+        charge: What it counts in its run's byte budget; None: nothing, since it was there before.
+    """
 
     table: pa.Table
+    charge: Charge | None = None
 
 
 @dataclass(frozen=True, slots=True)

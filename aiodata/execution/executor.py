@@ -89,7 +89,8 @@ class StreamingExecutor:
             MetadataPrefetcher(runtime.fetch_ready, runtime.fetch, is_inline=not options.metadata_prefetch),
             SkippedErrors(options.max_errored_blocks),
         )
-        self._plan = plan
+        # Until the run begins: a plan may hold blocks, which a traceback that keeps the executor must not keep.
+        self._plan: Plan | None = plan
         self._known_schema: pa.Schema | None = None
         self._slots = SharedSlots(TASKS_PER_CPU * runtime.num_cpus)
         self._nodes: list[_Node] = []
@@ -150,10 +151,13 @@ class StreamingExecutor:
         """Find out what is known of the run's schemas beforehand; called in a thread, since sources may block."""
         # Who reads a source tells of the files that are skipped.
         skip = _ignore if self.context.options.max_errored_blocks else raise_it
-        self._known_schema = find_plan_schema(self._plan, skip)
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            self._known_schema = find_plan_schema(plan, skip)
         for node in self._nodes:
-            if isinstance(node.operator, UnionOperator) and node.union is not None:
-                node.operator.schema = find_union_schema(node.union, skip)
+            union, node.union = node.union, None
+            if isinstance(node.operator, UnionOperator) and union is not None:
+                node.operator.schema = find_union_schema(union, skip)
 
     def _add(self, stages: Sequence[Stage], after: list[_Node]) -> _Node:
         """Make the operators of a chain of stages, and of what comes before them; return the last one's node.

@@ -12,11 +12,11 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from aiodata.block import concat_blocks
+from aiodata.block import concat_blocks, copy_rows
 from aiodata.bundle import BlockMetadata
 from aiodata.errors import AiodataError
 from aiodata.plan.control import Control, blame
@@ -86,7 +86,7 @@ class OutputMetadata:
     block: BlockMetadata
     calls: int
     task_s: float
-    learned: Schemas = ()
+    learned: Schemas = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +107,7 @@ class TaskEnd:
     error: AiodataError | None = None
     errors: tuple[AiodataError, ...] = ()
     is_worker_lost: bool = False
-    learned: Schemas = ()
+    learned: Schemas = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -358,4 +358,5 @@ def _split(block: pa.Table, num_bytes: int, target_bytes: int) -> Iterator[pa.Ta
         return
     step = max(1, block.num_rows * target_bytes // num_bytes)
     for offset in range(0, block.num_rows, step):
-        yield block.slice(offset, step)
+        # Each has memory of its own: a slice would keep all of the block, and count for its own part alone.
+        yield copy_rows(block.slice(offset, step))

@@ -23,7 +23,7 @@ import anyio
 import anyio.lowlevel
 import pyarrow as pa
 
-from aiodata.bundle import BlockRef, InlineBlock
+from aiodata.bundle import BlockRef, Charge, InlineBlock
 from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
 from aiodata.errors import AiodataError, OptionError
 from aiodata.options import ExecutionOptions
@@ -32,6 +32,7 @@ from aiodata.plan.transforms import Control, Stopped, Transform, build, close
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.failures import as_failure
+from aiodata.runtime.shared_memory import InputMemory
 
 # Pairs of a task that may wait to be pulled before it pauses.
 _MAX_WAITING_PAIRS = 2
@@ -245,6 +246,8 @@ class LocalTask:
         self._is_stepping = False
         self._ended = anyio.Event()
         blocks = [_table_of(ref) for ref in refs]
+        self._input_charges = [ref.charge for ref in refs]
+        self._memory: InputMemory | None = None
         runtime.group.start_soon(self._run, work, blocks, name=f"local task {name}")
 
     def pull(self) -> list[Pair]:
@@ -270,7 +273,7 @@ class LocalTask:
         try:
             with self._scope, cleared_frames():
                 async with self._turn() as chain:
-                    end = await self._produce(run_work(work, chain, tables, self._control))
+                    end = await self._produce(run_work(work, chain, tables, self._control), tables)
         except Exception as error:  # noqa: BLE001 - its end tells of it.
             end = TaskEnd(None, as_failure(error))
         finally:
@@ -278,14 +281,14 @@ class LocalTask:
             self._ended.set()
             self._on_ready(self)
 
-    async def _produce(self, blocks: Blocks) -> TaskEnd:
+    async def _produce(self, blocks: Blocks, inputs: Sequence[pa.Table]) -> TaskEnd:
         grace_s = self._runtime.close_timeout_s
         try:
             while True:
-                output = await self._runtime.call(partial(self._step, blocks))
+                output = await self._runtime.call(partial(self._step, blocks, inputs))
                 if isinstance(output, TaskEnd):
                     return output
-                self._pairs.append(Pair(InlineBlock(output[0]), output[1]))
+                self._pairs.append(output)
                 del output
                 self._on_ready(self)
                 if len(self._pairs) >= _MAX_WAITING_PAIRS:
@@ -299,11 +302,11 @@ class LocalTask:
                 with anyio.move_on_after(grace_s, shield=True):
                     await call_in_thread(blocks.close, grace_s=grace_s)
 
-    def _step(self, blocks: Blocks) -> tuple[pa.Table, OutputMetadata] | TaskEnd:
+    def _step(self, blocks: Blocks, inputs: Sequence[pa.Table]) -> Pair | TaskEnd:
         """Return the next output, or how the task ended; called in a worker thread."""
         self._is_stepping = True
         try:
-            return next(blocks)
+            return self._pair(*next(blocks), inputs)
         except StopIteration as stop:
             end: TaskEnd = stop.value
             return end
@@ -311,6 +314,16 @@ class LocalTask:
             return TaskEnd()
         finally:
             self._is_stepping = False
+
+    def _pair(self, table: pa.Table, metadata: OutputMetadata, inputs: Sequence[pa.Table]) -> Pair:
+        charge = Charge()
+        if not inputs:
+            return Pair(InlineBlock(table, charge), metadata, charge)
+        if self._memory is None:
+            self._memory = InputMemory(inputs)
+        shared = self._memory.shared_with(table)
+        shares = tuple((self._input_charges[index], num_bytes) for index, num_bytes in shared.items())
+        return Pair(InlineBlock(table, charge), metadata, charge, shares)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:
