@@ -31,7 +31,7 @@ _NAMED = 3
 
 # What Hive and those after it call the directory of the rows that are null in its key.
 _NULL_PARTITION = "__HIVE_DEFAULT_PARTITION__"
-_INTEGER = re.compile(r"0|-?[1-9][0-9]*")
+_INTEGER = re.compile(r"0|-?[1-9][0-9]{0,18}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,15 +108,14 @@ def find_files(paths: Paths, kind: FileKind, *, partitioning: str | None = "hive
         tree, path = _tree_for(entry, paths.filesystem, trees)
         index = trees.index(tree)
         match = _match(tree, path)
+        if match is None:
+            raise SourceError(printable(entry), "no such file or directory")
         groups = [_choose(group, kind) if match.base else (group, []) for group in match.groups]
         if not any(chosen for chosen, _ in groups):
             raise SourceError(printable(entry), f"no {kind.name} file is there; names like _* and .* do not count")
-        new: dict[str, Node] = {}
-        for node in sorted((node for chosen, _ in groups for node in chosen), key=lambda node: node.path):
-            if (index, node.real) not in found:
-                new.setdefault(node.real, node)
+        new = _distinct(node for chosen, _ in groups for node in chosen if (index, node.real) not in found)
         base = match.base if partitioning else None
-        found |= {(index, node.real): file for node, file in _files(tree, base, new.values())}
+        found |= {(index, node.real): file for node, file in _files(tree, base, new)}
         left_out |= {(index, node.real): node.path for _, rest in groups for node in rest}
     if names := sorted(path for key, path in left_out.items() if key not in found):
         _log_left_out(paths.name, kind, tuple(map(printable, names[:_NAMED])), len(names))
@@ -174,13 +173,11 @@ def _tree_for(entry: str, filesystem: pafs.FileSystem | None, trees: list[Tree])
     return tree, tree.locate(path)
 
 
-def _match(tree: Tree, path: str) -> _Match:
-    """Return what a path stands for; what exists as it is written is no pattern."""
+def _match(tree: Tree, path: str) -> _Match | None:
+    """Return what a path stands for, None: nothing; what exists as it is written is no pattern."""
     node = tree.look(path)
-    if node is None and not _is_magic(path):
-        raise SourceError(printable(path), "no such file or directory")
     if node is None:
-        return _match_glob(tree, path)
+        return _match_glob(tree, path) if _is_magic(path) else None
     if node.kind is NodeKind.DIRECTORY:
         return _Match(node, [_below(tree, [node])])
     return _Match(None, [[_readable(node)]])
@@ -208,23 +205,20 @@ def _match_glob(tree: Tree, pattern: str) -> _Match:
 
 def _match_parts(tree: Tree, base: Node, patterns: Sequence[str]) -> list[Node]:
     """Return the nodes below a directory that a pattern matches, part by part."""
-    matched: dict[str, Node] = {}
+    matched = []
     waiting = [(base, 0)]
+    links: list[tuple[Node, int]] = []
     # A directory is tried once with each part, so links that lead back into a tree do no harm.
-    seen = {(base.real, 0)}
-    while waiting:
-        node, index = waiting.pop()
+    seen: set[tuple[str, int]] = set()
+    while waiting or links:
+        node, index = waiting.pop() if waiting else links.pop()
         if index == len(patterns):
-            matched.setdefault(node.real, node)
-            continue
-        if node.kind is not NodeKind.DIRECTORY:
-            continue
-        for step in _steps(tree, node, index, patterns):
-            key = (step[0].real, step[1])
-            if key not in seen:
-                seen.add(key)
-                waiting.append(step)
-    return list(matched.values())
+            matched.append(node)
+        elif node.kind is NodeKind.DIRECTORY and (node.real, index) not in seen:
+            seen.add((node.real, index))
+            for step in _steps(tree, node, index, patterns):
+                (links if step[0].is_link else waiting).append(step)
+    return matched
 
 
 def _steps(tree: Tree, node: Node, index: int, patterns: Sequence[str]) -> list[tuple[Node, int]]:
@@ -238,36 +232,50 @@ def _steps(tree: Tree, node: Node, index: int, patterns: Sequence[str]) -> list[
     children = tree.children(node)
     if part in children:
         return [(children[part], index + 1)]
-    below = [children[name] for name in sorted(children, reverse=True)]
     if part == "**":
-        deeper = [(child, index) for child in below if child.kind is NodeKind.DIRECTORY and not _is_hidden(child)]
+        deeper = [
+            (child, index) for child in children.values() if child.kind is NodeKind.DIRECTORY and not _is_hidden(child)
+        ]
         return [*deeper, (node, index + 1)]
     return [
         (child, index + 1)
-        for child in below
+        for child in children.values()
         if fnmatch.fnmatchcase(child.name, part) and (part[0] == child.name[0] or not _is_hidden(child))
     ]
 
 
-def _below(tree: Tree, directories: Iterable[Node]) -> list[Node]:
-    """Return all that is in directories and their subdirectories, each directory listed once."""
-    files = []
-    waiting = list(directories)
-    for directory in waiting:
+def _below(tree: Tree, directories: Sequence[Node]) -> list[Node]:
+    """Return all that is in directories and their subdirectories, each directory listed once.
+
+    Links are followed last: what a directory is called says more than what a link to it is called.
+    """
+    files: list[Node] = []
+    for directory in directories:
         tree.load(directory)
-    seen = {directory.real for directory in waiting}
-    while waiting:
-        children = tree.children(waiting.pop())
-        for name in sorted(children, reverse=True):
-            node = children[name]
+    waiting = [directory for directory in directories if not directory.is_link]
+    links = [directory for directory in directories if directory.is_link]
+    seen: set[str] = set()
+    while waiting or links:
+        directory = waiting.pop() if waiting else links.pop()
+        if directory.real in seen:
+            continue
+        seen.add(directory.real)
+        for node in tree.children(directory).values():
             if _is_hidden(node):
                 continue
             if node.kind is not NodeKind.DIRECTORY:
                 files.append(node)
-            elif node.real not in seen:
-                seen.add(node.real)
-                waiting.append(node)
+            else:
+                (links if node.is_link else waiting).append(node)
     return files
+
+
+def _distinct(nodes: Iterable[Node]) -> list[Node]:
+    """Return the nodes sorted by path; of those that are the same file the first, rather one that is no link."""
+    first: dict[str, Node] = {}
+    for node in sorted(nodes, key=lambda node: (node.is_link, node.path)):
+        first.setdefault(node.real, node)
+    return sorted(first.values(), key=lambda node: node.path)
 
 
 def _choose(nodes: Sequence[Node], kind: FileKind) -> tuple[Sequence[Node], Sequence[Node]]:

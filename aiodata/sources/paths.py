@@ -130,7 +130,7 @@ def _entry(given: Any, shown: str, filesystem: pafs.FileSystem | None) -> str:
     path = os.fspath(given) if isinstance(given, os.PathLike) else given
     if not isinstance(path, str):
         raise OptionError(f"{shown} is not a path: {_REMEDY}")
-    if not path:
+    if not path and (filesystem is None or isinstance(filesystem, pafs.LocalFileSystem)):
         raise OptionError(f"{shown} is empty: {_REMEDY}; '.' is the working directory")
     if "\0" in path:
         raise OptionError(f"{shown} has a NUL character, which no path can have")

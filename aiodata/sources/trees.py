@@ -42,6 +42,7 @@ class Node:
         name: The last part of it.
         real: What no other node has that stands for the same file or directory.
         kind: What it stands for.
+        is_link: Whether it is a link to that.
         info: What a listing said; None: nothing was said.
     """
 
@@ -49,6 +50,7 @@ class Node:
     name: str
     real: str
     kind: NodeKind
+    is_link: bool = False
     info: pafs.FileInfo | None = None
 
 
@@ -109,24 +111,24 @@ class LocalTree:
         """Return what is at a path, links followed."""
         path = path.rstrip("/") or "/"
         kind = _kind_at(path)
-        return None if kind is None else Node(path, path.rpartition("/")[2], os.path.realpath(path), kind)
+        return None if kind is None else _follow(path, path.rpartition("/")[2], kind)
 
     def children(self, directory: Node) -> Mapping[str, Node]:
-        """Return what is in a directory; only of links is more asked than the listing says."""
+        """Return what is in a directory, sorted by name; only of links is more asked than the listing says."""
         if (known := self._listed.get(directory.path)) is not None:
             return known
         path, real = _with_slash(directory.path), _with_slash(directory.real)
         nodes = {}
         try:
             with os.scandir(path) as entries:
-                for entry in entries:
+                for entry in sorted(entries, key=lambda entry: entry.name):
                     name = entry.name
                     if entry.is_file(follow_symlinks=False):
                         nodes[name] = Node(path + name, name, real + name, NodeKind.FILE)
                     elif entry.is_dir(follow_symlinks=False):
                         nodes[name] = Node(path + name, name, real + name, NodeKind.DIRECTORY)
                     elif (kind := _kind_at(path + name)) is not None:
-                        nodes[name] = Node(path + name, name, os.path.realpath(path + name), kind)
+                        nodes[name] = _follow(path + name, name, kind)
         except OSError as error:
             raise SourceError(printable(directory.path), f"cannot be listed: {error.strerror}") from error
         self._listed[directory.path] = nodes
@@ -230,9 +232,13 @@ def _kind_at(path: str) -> NodeKind | None:
     return NodeKind.FILE if stat.S_ISREG(mode) else NodeKind.SPECIAL
 
 
+def _follow(path: str, name: str, kind: NodeKind) -> Node:
+    return Node(path, name, os.path.realpath(path), kind, os.path.islink(path))
+
+
 def _node(path: str, info: pafs.FileInfo) -> Node:
     kinds = {pafs.FileType.File: NodeKind.FILE, pafs.FileType.Directory: NodeKind.DIRECTORY}
-    return Node(path, path.rpartition("/")[2], path.strip("/"), kinds.get(info.type, NodeKind.SPECIAL), info)
+    return Node(path, path.rpartition("/")[2], path.strip("/"), kinds.get(info.type, NodeKind.SPECIAL), info=info)
 
 
 def _with_slash(path: str) -> str:
