@@ -11,6 +11,7 @@ from typing import Any
 import fsspec  # type: ignore[import-untyped]
 import pyarrow.fs as pafs
 import pytest
+from fsspec.registry import known_implementations  # type: ignore[import-untyped]
 
 from aiodata.errors import OptionError
 from aiodata.sources.files import FileKind, Paths, check_paths, find_files
@@ -61,7 +62,7 @@ def test_what_cannot_be_a_path_is_refused_with_its_value(paths: Any, message: st
 
 def test_scheme_whose_package_is_missing_says_which(monkeypatch: pytest.MonkeyPatch) -> None:
     known = {"class": "no_such_package.FileSystem", "err": "Install no_such_package"}
-    monkeypatch.setitem(fsspec.registry.known_implementations, "unheard", known)
+    monkeypatch.setitem(known_implementations, "unheard", known)
     with pytest.raises(OptionError, match="needs a package that is not installed: Install no_such_package"):
         check_paths("unheard://a", None)
 
