@@ -173,7 +173,7 @@ class TaskOperator:
     async def _store(self, bundle: RefBundle) -> RefBundle:
         """Bring a block of this process to where tasks can get at it."""
         ref = await self._run.runtime.put(bundle.ref.table)
-        if ref is bundle.ref:
+        if isinstance(ref, InlineBlock):  # It is there already, and counted if it counts.
             return bundle
         num_bytes = bundle.metadata.num_bytes
         self._run.budget.add(num_bytes)
@@ -342,6 +342,7 @@ class TaskOperator:
             self._conclude(*ended)
         while self._learning.is_complete and self._ends:
             self._conclude(*self._ends.pop(min(self._ends)))
+        self._leave_order()
 
     def _void_what_disagrees(self) -> None:
         """Have jobs done again whose tasks took for granted what is known not to be true."""
@@ -355,7 +356,8 @@ class TaskOperator:
 
     def _leave_order(self) -> None:
         """Send on what comes as it comes, if that may be, once the first rows in the order of the input are out."""
-        if self._outputs and self._order.preserves and not self._run.options.preserve_order:
+        may_leave = self._order.preserves and not self._run.options.preserve_order
+        if may_leave and self._outputs and not self.is_learning:
             self._order.release(self._outputs)
 
     async def _stop(self) -> None:
