@@ -15,6 +15,7 @@ from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions, at_least
 from aiodata.plan.nodes import Plan, Read
 from aiodata.plan.source import Source
+from aiodata.schemas import check_names, with_plain_types
 from aiodata.sources.memory import RangeSource, TableSource, split_table
 from aiodata.sources.parquet import ParquetSource
 
@@ -88,9 +89,9 @@ def from_items(items: Sequence[Any]) -> Dataset:
         [{'item': 'a'}, {'item': 'b'}]
     """
     try:
-        block = from_rows(list(items))
-    except ValueError as error:
-        raise OptionError(f"items do not go together: {error}") from error
+        block = with_plain_types(from_rows(list(items)))
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"items cannot be made a table: {error}") from error
     return _dataset(TableSource("from_items", (block,)))
 
 
@@ -105,9 +106,16 @@ def from_arrow(obj: Any) -> Dataset:
         >>> asyncio.run(from_arrow(pa.table({"x": [1]})).take())
         [{'x': 1}]
     """
-    tables = [as_block(one) for one in (obj if isinstance(obj, list | tuple) else [obj])]
+    try:
+        tables = [with_plain_types(as_block(one)) for one in (obj if isinstance(obj, list | tuple) else [obj])]
+        for table in tables:
+            check_names(table.column_names)
+    except ValueError as error:
+        raise OptionError(f"obj cannot be read: {error}") from error
     if not tables:
         raise OptionError("obj=[] must hold at least one table; an empty table will do")
+    if any(table.num_rows and not table.num_columns for table in tables):
+        raise OptionError("obj has rows but no columns; there is nothing to read")
     blocks = tuple(block for table in tables for block in split_table(table, _MEMORY_BLOCK_BYTES))
     return _dataset(TableSource("from_arrow", blocks))
 

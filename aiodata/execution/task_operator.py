@@ -99,8 +99,7 @@ class TaskOperator:
         self._order = OutputOrder(preserve=in_order, max_jobs_ahead=workers.max_tasks)
         max_job_bytes = max(run.options.target_block_bytes, _MIN_JOB_BYTES)
         self._max_waiting_bytes = workers.max_tasks * max_job_bytes
-        self._jobs = JobQueue(self._order, max_job_bytes)
-        self._jobs_complete = False
+        self._jobs = JobQueue(self._order, max_job_bytes, _batch_rows(stage))
         self._running: dict[Task, DataOpTask] = {}
         self._ready: deque[DataOpTask] = deque()
         self._outputs: deque[RefBundle] = deque()
@@ -118,8 +117,12 @@ class TaskOperator:
 
     @property
     def is_idle(self) -> bool:
-        """Whether it has no job, no task, and no output that its receiver has not taken."""
-        return not (self._running or self._outputs or self._jobs or self._ends)
+        """Whether it has no job, no task, and no output that its receiver has not taken.
+
+        A few rows that wait for others, to be a full batch, do not count: whoever brings those must not wait for these.
+        """
+        has_job = bool(self._jobs) and not self._jobs.is_short_of_rows
+        return not (self._running or self._outputs or self._ends or has_job)
 
     async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Run tasks until the input is done; on the way out, whatever the reason, stop those that run."""
@@ -146,7 +149,7 @@ class TaskOperator:
         for error in errors:
             self._run.skipped.add(error)
         self._jobs.add_pieces(pieces, num_tasks)
-        self._jobs_complete = True
+        self._jobs.is_complete = True
         self._wakeup.set()
 
     async def _take_inputs(self, inputs: Inputs) -> None:
@@ -161,10 +164,12 @@ class TaskOperator:
                 self._wakeup.set()
                 while self._has_enough_waiting():
                     await self._room.wait()
-        self._jobs_complete = True
+        self._jobs.is_complete = True
         self._wakeup.set()
 
     def _has_enough_waiting(self) -> bool:
+        if self._jobs.is_short_of_rows:
+            return False
         has_many = self._jobs.num_bundles >= max(
             self._workers.max_tasks // _TASKS_PER_WAITING_BLOCK, _MIN_WAITING_BLOCKS
         )
@@ -187,7 +192,7 @@ class TaskOperator:
             if self.is_idle:
                 # An operator before it may be next now.
                 self._run.budget.tell_refused()
-                if self._jobs_complete:
+                if self._jobs.is_complete:
                     return
             await self._wakeup.wait()
             turn = Turn()
@@ -228,7 +233,7 @@ class TaskOperator:
 
         After John Nagle's algorithm for small packets (RFC 896).
         """
-        if not self._running or self._jobs_complete:
+        if not self._running or self._jobs.is_complete:
             return False
         return not self._jobs.is_worth_a_task(self._pacing.blocks_worth_a_task)
 
@@ -384,3 +389,13 @@ class TaskOperator:
                 group.start_soon(self._workers.close)
                 while running:
                     group.start_soon(running.pop().wait_stopped)
+
+
+def _batch_rows(stage: ReadStage | MapStage) -> int | None:
+    """Return how many rows the first function of a stage is called with, if they are rows of its input."""
+    for transform in stage.chain:
+        if transform.calls_user_code:
+            return transform.batch_size
+        if not transform.keeps_num_rows:
+            break
+    return None
