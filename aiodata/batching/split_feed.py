@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from aiodata.batching.feed import BundleSource, fetch_rows
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames
+from aiodata.concurrency import Wakeup, cleared_frames, start
 from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
 from aiodata.coordination.service import MAX_CALLS, Splitting
 from aiodata.errors import AiodataError
@@ -141,7 +141,7 @@ class _SplitEpoch:
         """Let the bundles be consumed."""
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._ask_ahead)
+                start(group, self._ask_ahead)
                 await consume(self)
                 group.cancel_scope.cancel()
         finally:
@@ -202,7 +202,7 @@ class _SplitEpoch:
         async with anyio.create_task_group() as group:
             while not self._has_ended:
                 if self._num_asked - self._num_answered < MAX_CALLS and len(self.delivered) < self._bundles_ahead:
-                    group.start_soon(self._ask, self._num_asked)
+                    start(group, self._ask, self._num_asked)
                     self._num_asked += 1
                 else:
                     await self._taken.wait()

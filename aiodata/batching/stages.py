@@ -16,7 +16,7 @@ from anyio.abc import TaskGroup
 
 from aiodata.batching.cutter import Cutter, Item, Signal
 from aiodata.batching.reorder import ReorderBuffer
-from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
+from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, start
 from aiodata.errors import TaskError
 from aiodata.plan.transforms import describe
 
@@ -212,7 +212,7 @@ class CollateStage(Stage):
 
     async def _start(self, group: TaskGroup, item: Item) -> None:
         self._running += 1
-        group.start_soon(self._collate, item, name=f"collate batch {item.number}")
+        start(group, self._collate, item, name=f"collate batch {item.number}")
 
     async def _collate(self, item: Item) -> None:
         if self._has_failed:  # In this very turn of the loop, so that the cancellation is still on its way.

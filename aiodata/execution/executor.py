@@ -10,7 +10,7 @@ import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames, close_and_drop
+from aiodata.concurrency import cleared_frames, close_and_drop, start
 from aiodata.errors import AiodataError, OptionError
 from aiodata.execution.budget import ByteBudget
 from aiodata.execution.context import RunContext
@@ -130,7 +130,7 @@ class StreamingExecutor:
                             streams.enter_context(outputs)
                             node.taken_by = Inputs(receive)
                             self._after(node).inputs.append(node.taken_by)
-                        group.start_soon(_run_operator, node, outputs, name=node.operator.counters.name)
+                        start(group, _run_operator, node, outputs, name=node.operator.counters.name)
                 # Metadata that nobody waits for any more.
                 self.context.prefetcher.group.cancel_scope.cancel()
         if group.cancel_scope.cancel_called:

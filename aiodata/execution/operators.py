@@ -9,7 +9,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames, send
+from aiodata.concurrency import cleared_frames, send, start
 from aiodata.execution.counters import OperatorCounters
 
 Output = MemoryObjectSendStream[RefBundle]
@@ -144,7 +144,7 @@ class UnionOperator(_PassingOperator):
             return
         async with anyio.create_task_group() as group:
             for one in inputs:
-                group.start_soon(self._pass_on, one, output)
+                start(group, self._pass_on, one, output)
 
     async def _pass_on(self, inputs: Inputs, output: Output) -> None:
         with cleared_frames():

@@ -7,13 +7,13 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
-from aiodata.concurrency import Turn, Wakeup, cleared_frames, receive, send
+from aiodata.concurrency import Turn, Wakeup, ask_in_thread, cleared_frames, receive, send, start
 from aiodata.errors import TaskError
 from aiodata.execution.budget import Expectation
 from aiodata.execution.context import RunContext
@@ -110,9 +110,9 @@ class TaskOperator:
             async with anyio.create_task_group() as group:
                 self._workers.open(stage, group, self._wakeup.set)
                 if isinstance(self._stage, ReadStage):
-                    group.start_soon(self._plan_source, self._stage.source)
+                    start(group, self._plan_source, self._stage.source)
                 for one in inputs:
-                    group.start_soon(self._take_inputs, one)
+                    start(group, self._take_inputs, one)
                 await self._drive(output)
                 group.cancel_scope.cancel()
         finally:
@@ -121,7 +121,7 @@ class TaskOperator:
     async def _plan_source(self, source: Source) -> None:
         """Divide the source's pieces into jobs."""
         num_tasks = self._workers.max_tasks
-        pieces = await anyio.to_thread.run_sync(source.pieces, num_tasks, abandon_on_cancel=True)
+        pieces = await ask_in_thread(partial(source.pieces, num_tasks))
         self._jobs.add_pieces(pieces, num_tasks)
         self._jobs_complete = True
         self._wakeup.set()
@@ -286,6 +286,6 @@ class TaskOperator:
             handle.cancel()
         with anyio.move_on_after(self._run.options.close_timeout_s, shield=True):
             async with anyio.create_task_group() as group:
-                group.start_soon(self._workers.close)
+                start(group, self._workers.close)
                 while running:
-                    group.start_soon(running.pop().wait_stopped)
+                    start(group, running.pop().wait_stopped)

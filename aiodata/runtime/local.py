@@ -24,7 +24,7 @@ import anyio.lowlevel
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock
-from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
+from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, start
 from aiodata.errors import AiodataError, OptionError
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Resources
@@ -158,7 +158,7 @@ class LocalActor:
         self._built = anyio.Event()
         self._gone = anyio.Event()
         self._scope = anyio.CancelScope()
-        runtime.group.start_soon(self._run, name=f"local actor {name}")
+        start(runtime.group, self._run, name=f"local actor {name}")
 
     async def wait_ready(self) -> None:
         """Wait until the chain is built."""
@@ -245,7 +245,7 @@ class LocalTask:
         self._is_stepping = False
         self._ended = anyio.Event()
         blocks = [_table_of(ref) for ref in refs]
-        runtime.group.start_soon(self._run, work, blocks, name=f"local task {name}")
+        start(runtime.group, self._run, work, blocks, name=f"local task {name}")
 
     def pull(self) -> list[Pair]:
         """Return what is there; the task goes on when all of it has been taken."""

@@ -14,12 +14,11 @@ from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import ray
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
-from aiodata.concurrency import Supervisor, without_frames
+from aiodata.concurrency import Supervisor, ask_in_thread, without_frames
 from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError
 from aiodata.plan.transforms import describe
 from aiodata.runtime.hosting import Service
@@ -240,7 +239,7 @@ async def find_service(name: str, *, namespace: str | None) -> RayService:
     await ensure_ray()
     namespace = namespace or NAMESPACE
     try:
-        handle = await anyio.to_thread.run_sync(partial(ray.get_actor, name, namespace))
+        handle = await ask_in_thread(partial(ray.get_actor, name, namespace))
     except ValueError as error:
         raise CoordinatorLostError(
             f"there is none of the name {name!r} in namespace {namespace!r} on this cluster: it was not made yet, was "

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import pyarrow as pa
 import ray
 from ray import cloudpickle
 from ray.exceptions import RayError
 
 from aiodata.bundle import BlockRef, InlineBlock
+from aiodata.concurrency import ask_in_thread, call_in_thread
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Resources
@@ -62,7 +63,7 @@ class RayRuntime:
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
         """Pickle the chain once; store it once if it is large."""
         try:
-            packed: Any = await anyio.to_thread.run_sync(cloudpickle.dumps, tuple(chain))
+            packed: Any = await ask_in_thread(partial(cloudpickle.dumps, tuple(chain)))
         except Exception as error:
             raise OptionError(
                 f"{name} can not be sent to a worker: {error}. Use a function that pickles, or runtime='local'."
@@ -80,7 +81,7 @@ class RayRuntime:
 
     async def put(self, block: pa.Table) -> BlockRef:
         """Copy the block into the object store, in a worker thread."""
-        ref = await anyio.to_thread.run_sync(ray.put, block)
+        ref = await call_in_thread(partial(ray.put, block), grace_s=math.inf)
         self._session.note_from_put(ref)
         return ref
 
@@ -130,7 +131,7 @@ async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
     await ensure_ray()
     session = Session()
     with session.watched():
-        resources = await anyio.to_thread.run_sync(ray.cluster_resources)
+        resources = await ask_in_thread(ray.cluster_resources)
         cluster_cpus = int(resources.get("CPU", 1))
         num_cpus = min(options.num_cpus or cluster_cpus, cluster_cpus) or 1
         runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session)
