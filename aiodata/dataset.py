@@ -148,8 +148,7 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.range(10**9).limit(7).count())
             7
         """
-        at_least("n", n, 0)
-        return self._then(Limit(n))
+        return self._then(Limit(at_least("n", n, 0)))
 
     def union(self, *others: Dataset) -> Dataset:
         """Let the rows of other datasets through, too: after this one's if order is preserved, else as they come.
@@ -214,7 +213,7 @@ class Dataset(IterationVerbs):
             locality_hints=locality_hints,
             name=name,
             namespace=namespace,
-            options=options or SplitOptions(),
+            options=SplitOptions() if options is None else options,
         )
 
     def with_options(self, **options: Any) -> Dataset:
@@ -311,7 +310,7 @@ class Dataset(IterationVerbs):
         return f"<Dataset {' | '.join(line.split('    ')[0].rstrip() for line in self.explain().splitlines())}>"
 
     async def _head(self, n: int) -> pa.Table:
-        at_least("n", n, 0)
+        n = at_least("n", n, 0)
         ordered = self.limit(n).with_options(preserve_order=True)
         async with ordered.aiter_batches(batch_size=None, batch_format="pyarrow") as batches:
             blocks = [block async for block in batches]

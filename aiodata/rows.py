@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import anyio.lowlevel
 import pyarrow as pa
@@ -41,6 +41,21 @@ class Rows:
     def __aiter__(self) -> RowIterator:
         """Return an iterator for one pass."""
         return RowIterator(aiter(self._batches))
+
+    def __anext__(self) -> NoReturn:
+        """Say what to write: these are all rows, and each `async for` begins anew.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "these rows begin anew with each `async for`; for one row at a time write `iterator = aiter(rows)`, then "
+            "`await anext(iterator)`"
+        )
+
+    async def aclose(self) -> None:
+        """End all passes that are running, and wait until they have stopped; idempotent."""
+        await self._batches.aclose()
 
     async def __aenter__(self) -> RowIterator:
         """Return an iterator for one pass, which is closed when the `async with` is left."""

@@ -155,6 +155,7 @@ class LocalActor:
         self._error: AiodataError | None = None
         self._tasks: weakref.WeakSet[LocalTask] = weakref.WeakSet()
         self._free = anyio.Lock()
+        self._has_begun = False
         self._built = anyio.Event()
         self._gone = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -180,6 +181,8 @@ class LocalActor:
         self._scope.cancel()
         for task in list(self._tasks):
             task.cancel()
+        if not self._has_begun:  # And perhaps never will, where the loop ends.
+            self._gone.set()
 
     async def wait_stopped(self) -> None:
         """Wait until its tasks have stopped and the state is closed."""
@@ -192,6 +195,7 @@ class LocalActor:
             yield self._chain
 
     async def _run(self) -> None:
+        self._has_begun = True
         built: Chain = ()
         try:
             with self._scope:
@@ -243,6 +247,7 @@ class LocalTask:
         self._room = Wakeup()
         self._scope = anyio.CancelScope()
         self._is_stepping = False
+        self._has_begun = False
         self._ended = anyio.Event()
         blocks = [_table_of(ref) for ref in refs]
         start(runtime.group, self._run, work, blocks, name=f"local task {name}")
@@ -258,6 +263,8 @@ class LocalTask:
         """Stop before the next call of the user's code; a call that outlasts the close timeout is left behind."""
         self._control.stop()
         self._scope.cancel()
+        if not self._has_begun:  # And perhaps never will, where the loop ends.
+            self._ended.set()
 
     async def wait_stopped(self) -> None:
         """Wait until its thread has left the user's code; what it made and nobody has pulled is dropped."""
@@ -266,6 +273,7 @@ class LocalTask:
 
     async def _run(self, work: Work, tables: Sequence[pa.Table]) -> None:
         """Run the work when it is its turn, until it ends, fails or is cancelled."""
+        self._has_begun = True
         end = TaskEnd()
         try:
             with self._scope, cleared_frames():
