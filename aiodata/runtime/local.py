@@ -25,7 +25,7 @@ import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock
 from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, start
-from aiodata.errors import AiodataError, OptionError
+from aiodata.errors import AiodataError, OptionError, is_failure
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Control, Stopped, Transform, build, close
@@ -216,7 +216,9 @@ class LocalActor:
     async def _build(self) -> Chain:
         try:
             self._chain = await self._runtime.call(partial(build, self._chain))
-        except Exception as error:  # noqa: BLE001 - whoever waits for the actor gets it.
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             self._error = as_failure(error)
             self._chain = ()
         self._built.set()
@@ -279,7 +281,9 @@ class LocalTask:
             with self._scope, cleared_frames():
                 async with self._turn() as chain:
                     end = await self._produce(run_work(work, chain, tables, self._control))
-        except Exception as error:  # noqa: BLE001 - its end tells of it.
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             end = TaskEnd(None, as_failure(error))
         finally:
             self._pairs.append(Pair(None, end))

@@ -19,7 +19,7 @@ from ray import cloudpickle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
 from aiodata.concurrency import Supervisor, ask_in_thread, without_frames
-from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError
+from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError, is_failure
 from aiodata.plan.transforms import describe
 from aiodata.runtime.hosting import Service
 from aiodata.runtime.ray import compat
@@ -66,7 +66,9 @@ class Host:
         # Ray does not say why a constructor failed in a way that a program can read: the calls do.
         try:
             self._service = cloudpickle.loads(packed)(new_token)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - each call raises it.
+        except BaseException as error:
+            if not isinstance(error, SystemExit) and not is_failure(error):
+                raise
             self._end = PackedError(pack_exception(_not_made(label, error)))
         else:
             self._serving.start()
@@ -81,7 +83,9 @@ class Host:
                 result = getattr(self._service, method)(*args)
                 # A reference could be awaited, too, but is a result.
                 return await result if inspect.iscoroutine(result) else result
-            except Exception as error:  # noqa: BLE001 - it is raised where the call came from.
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 return PackedError(pack_exception(error))
             finally:
                 self._calls.discard(scope)

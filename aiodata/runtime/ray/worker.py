@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from ray import cloudpickle
 
-from aiodata.errors import AiodataError
+from aiodata.errors import AiodataError, is_failure
 from aiodata.plan.transforms import Control, Stopped, Transform, build, describe
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
 from aiodata.runtime.failures import as_failure
@@ -96,7 +96,9 @@ class StageActor:
         """Build the state; return the packed error if that fails."""
         try:
             self._state()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the actor was started.
+        except BaseException as error:
+            if not isinstance(error, SystemExit) and not is_failure(error):
+                raise
             return pack_error(error)
         return None
 
@@ -135,7 +137,9 @@ def _run(
         end = yield from _packing(run_work(work, chain(), blocks, control), packer)
     except Stopped:
         end = TaskEnd()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the task's outputs are read.
+    except BaseException as error:
+        if not isinstance(error, SystemExit) and not is_failure(error):
+            raise
         end = TaskEnd(None, as_failure(error))
     yield packer.report(PackedEnd.pack(end))
     time.sleep(_LINGER_S)
