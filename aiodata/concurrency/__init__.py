@@ -6,7 +6,7 @@ from aiodata.concurrency.starting import start
 from aiodata.concurrency.streams import receive, send
 from aiodata.concurrency.supervise import Supervisor
 from aiodata.concurrency.taskset import TaskSet
-from aiodata.concurrency.threads import ask_in_thread, call_in_thread
+from aiodata.concurrency.threads import ask_in_thread, call_in_thread, run_in_thread
 from aiodata.concurrency.turn import Turn
 from aiodata.concurrency.wakeup import News, Wakeup
 
@@ -22,6 +22,7 @@ __all__ = [
     "cleared_frames",
     "close_and_drop",
     "receive",
+    "run_in_thread",
     "send",
     "start",
     "without_frames",

@@ -64,7 +64,7 @@ async def call_in_thread(call: Callable[[], T], *, grace_s: float) -> T:
             with suppress(RuntimeError):  # The loop is closed: the call was left behind.
                 loop.call_soon_threadsafe(ended.set)
 
-    _run_in_thread(run)
+    run_in_thread(run)
     try:
         await ended.wait()
     except anyio.get_cancelled_exc_class():
@@ -116,7 +116,11 @@ class _Worker:
                 except ValueError:  # It was chosen just now: its job is on the way.
                     continue
                 return
-            job()
+            try:
+                job()
+            except BaseException:
+                self._pool.forget(self)
+                raise
             # What it called must not be kept while it waits for the next call.
             del job
             self._pool.note_idle(self)
@@ -139,6 +143,9 @@ class _Pool:
         self._busy.add(worker)
         worker.give(job)
 
+    def forget(self, worker: _Worker) -> None:
+        self._busy.discard(worker)
+
     def note_idle(self, worker: _Worker) -> None:
         self._busy.discard(worker)
         self.idle.append(worker)
@@ -155,7 +162,8 @@ class _Pool:
 _pools = [_Pool()]
 
 
-def _run_in_thread(job: Job) -> None:
+def run_in_thread(job: Job) -> None:
+    """Have a job done that nobody waits for; what it raises is printed."""
     _pools[0].run(job)
 
 

@@ -12,6 +12,7 @@ from typing import get_args
 from aiodata.concurrency import ask_in_thread
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions, RuntimeName, read_environment
+from aiodata.runtime import forked  # noqa: F401 - imported before a fork, to notice it.
 from aiodata.runtime.base import OpenRuntime, Runtime
 from aiodata.runtime.local import LocalRuntime
 

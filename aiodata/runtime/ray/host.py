@@ -21,6 +21,7 @@ from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostErro
 from aiodata.concurrency import Supervisor, ask_in_thread, without_frames
 from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError, is_failure
 from aiodata.plan.transforms import describe
+from aiodata.runtime.forked import check_not_forked, is_forked
 from aiodata.runtime.hosting import Service
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.session import Session
@@ -158,6 +159,7 @@ class RayService:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the service."""
+        check_not_forked()
         with Session().watched():
             outcome = await self._outcome(method, args)
         if isinstance(outcome, PackedError):
@@ -166,11 +168,12 @@ class RayService:
 
     def tell(self, method: str, *args: Any) -> None:
         """Have a method called."""
-        if ray.is_initialized():
+        if ray.is_initialized() and not is_forked():
             self._submit(method, args)
 
     async def aclose(self) -> None:
         """End the service."""
+        check_not_forked()
         with anyio.move_on_after(2 * _CLOSE_TIMEOUT_S, shield=True), suppress(RayError):
             if ray.is_initialized():
                 await self.handle.aclose.remote(_CLOSE_TIMEOUT_S)

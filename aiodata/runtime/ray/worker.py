@@ -75,8 +75,17 @@ def _report_blocks(in_groups: bool) -> int:
     return _GROUP_BLOCKS if in_groups else 1
 
 
-def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[Report]:
-    """Run work in a Ray worker; the last report says goodbye, with the error if there was one."""
+def run_packed_work(chain: bytes, work: Work, announces: bool, *blocks: pa.Table) -> Iterator[Report]:
+    """Run work in a Ray worker; the last report says goodbye, with the error if there was one.
+
+    Args:
+        chain: The transforms, pickled.
+        work: What to do.
+        announces: Whether the first report has no blocks, and says that the task has started.
+        *blocks: The blocks that the work's pieces stand for.
+    """
+    if announces:
+        yield ReportPacker(_report_blocks(work.cuts.in_groups)).report()
     yield from _run(lambda: cloudpickle.loads(chain), work, blocks, Control())
 
 
