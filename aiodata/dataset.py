@@ -16,10 +16,13 @@ from aiodata.formats import get_format
 from aiodata.iteration import IterationVerbs
 from aiodata.mapping import map_step
 from aiodata.options import ExecutionOptions, SplitOptions, at_least
+from aiodata.plan.control import blame
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
+from aiodata.plan.pieces import Origin
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
+from aiodata.rows import python_rows
 from aiodata.sources.memory import StoredSource
 from aiodata.split import SplitIterator, split_plan
 
@@ -152,8 +155,7 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.range(10**9).limit(7).count())
             7
         """
-        at_least("n", n, 0)
-        return self._then(Limit(n))
+        return self._then(Limit(at_least("n", n, 0)))
 
     def union(self, *others: Dataset) -> Dataset:
         """Let the rows of other datasets through, too: after this one's if order is preserved, else as they come.
@@ -218,7 +220,7 @@ class Dataset(IterationVerbs):
             locality_hints=locality_hints,
             name=name,
             namespace=namespace,
-            options=options or SplitOptions(),
+            options=SplitOptions() if options is None else options,
         )
 
     def with_options(self, **options: Any) -> Dataset:
@@ -277,17 +279,21 @@ class Dataset(IterationVerbs):
     async def take(self, n: int = 20) -> list[dict[str, Any]]:
         """Return up to `n` rows as dicts of Python values, the first ones in source order.
 
+        Raises:
+            TaskError: The user's function failed, a read did, or Python has no such values.
+
         Example:
             >>> import asyncio, aiodata
             >>> asyncio.run(aiodata.range(3).take(1))
             [{'id': 0}]
         """
-        table = await self._head(n)
-        rows: list[dict[str, Any]] = table.to_pylist()
-        return rows
+        return python_rows(await self._head(n, "take"), "take")
 
     async def take_batch(self, n: int = 20, *, batch_format: str = "numpy") -> Any:
         """Return up to `n` rows as one batch, the first ones in source order.
+
+        Raises:
+            TaskError: The user's function failed, a read did, or the format has no such values.
 
         Example:
             >>> import asyncio, aiodata
@@ -295,9 +301,11 @@ class Dataset(IterationVerbs):
             {'id': array([0, 1])}
         """
         fmt = get_format(batch_format)
-        table = (await self._head(n)).combine_chunks()
-        segments = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-        return fmt.join([fmt.convert(segment) for segment in segments])
+        head = await self._head(n, "take_batch")
+        with blame("take_batch", Origin("the first rows", None)):
+            table = head.combine_chunks()
+            segments = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+            return fmt.join([fmt.convert(segment) for segment in segments])
 
     def explain(self) -> str:
         """Show how the dataset is carried out: its stages, and what was pushed down and fused.
@@ -314,12 +322,15 @@ class Dataset(IterationVerbs):
         """Show the stages."""
         return f"<Dataset {' | '.join(line.split('    ')[0].rstrip() for line in self.explain().splitlines())}>"
 
-    async def _head(self, n: int) -> pa.Table:
-        at_least("n", n, 0)
+    async def _head(self, n: int, operator: str) -> pa.Table:
+        n = at_least("n", n, 0)
         ordered = self.limit(n).with_options(preserve_order=True)
         async with ordered.aiter_batches(batch_size=None, batch_format="pyarrow") as batches:
             blocks = [block async for block in batches]
-        return concat_blocks(blocks) if blocks else (await self.schema()).empty_table()
+        if not blocks:
+            return (await self.schema()).empty_table()
+        with blame(operator, Origin("the first blocks", None)):
+            return concat_blocks(blocks)
 
     def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:
         options = self._options.override(preserve_order=True) if in_order else self._options

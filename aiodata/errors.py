@@ -17,7 +17,11 @@ AiodataError
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+# By these Python ends programs, generators and tasks, alone or in groups.
+_ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
 
 
 class AiodataError(Exception):
@@ -106,3 +110,12 @@ class OptionError(AiodataError, ValueError):
 
 class UnknownColumnError(OptionError, SourceError):
     """A column that is asked for is not there; the message says who asks, and which columns there are."""
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception says that something failed: an `Exception`, or what an extension raises in place of one.
+
+    A panic in a library that is written in Rust is a `BaseException` of its own, so that nobody takes it for an error
+    that was expected; but it does not end the program, as those of Python do.
+    """
+    return isinstance(error, Exception) or not isinstance(error, _ENDS)

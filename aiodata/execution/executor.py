@@ -7,11 +7,10 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 
 import anyio
-import anyio.to_thread
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames, close_and_drop
+from aiodata.concurrency import ask_in_thread, cleared_frames, close_and_drop, start
 from aiodata.errors import AiodataError, OptionError
 from aiodata.execution.budget import ByteBudget
 from aiodata.execution.context import RunContext
@@ -127,7 +126,7 @@ class StreamingExecutor:
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
             OptionError: The plan cannot work, for example since it asks for a column that is not there.
         """
-        await anyio.to_thread.run_sync(self._find_schemas, abandon_on_cancel=True)
+        await ask_in_thread(self._find_schemas)
         self._last.output = output
         with ExitStack() as streams:
             # What nobody takes any more must not be kept.
@@ -141,7 +140,7 @@ class StreamingExecutor:
                             streams.enter_context(outputs)
                             node.taken_by = Inputs(receive)
                             self._after(node).inputs.append(node.taken_by)
-                        group.start_soon(_run_operator, node, outputs, name=node.operator.counters.name)
+                        start(group, _run_operator, node, outputs, name=node.operator.counters.name)
                 # Metadata that nobody waits for any more.
                 self.context.prefetcher.group.cancel_scope.cancel()
         if group.cancel_scope.cancel_called:

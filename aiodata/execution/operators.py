@@ -10,7 +10,7 @@ import pyarrow as pa
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames, receive, send
+from aiodata.concurrency import cleared_frames, receive, send, start
 from aiodata.execution.counters import OperatorCounters
 from aiodata.plan.planning import unify_branches
 
@@ -168,7 +168,7 @@ class UnionOperator(_PassingOperator):
         try:
             async with anyio.create_task_group() as group:
                 for index, one in enumerate(inputs):
-                    group.start_soon(self._pass_on, index, one, output, turns)
+                    start(group, self._pass_on, index, one, output, turns)
         finally:
             self._first.clear()
 

@@ -7,14 +7,14 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 
 import anyio
 import anyio.lowlevel
-import anyio.to_thread
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
-from aiodata.concurrency import Turn, Wakeup, cleared_frames, receive, send
+from aiodata.concurrency import Turn, Wakeup, ask_in_thread, cleared_frames, receive, send, start
 from aiodata.errors import AiodataError, TaskError
 from aiodata.execution.budget import Expectation
 from aiodata.execution.context import RunContext
@@ -132,9 +132,9 @@ class TaskOperator:
             async with anyio.create_task_group() as group:
                 self._workers.open(stage, group, self._wakeup.set)
                 if isinstance(self._stage, ReadStage):
-                    group.start_soon(self._plan_source, self._stage.source)
+                    start(group, self._plan_source, self._stage.source)
                 for one in inputs:
-                    group.start_soon(self._take_inputs, one)
+                    start(group, self._take_inputs, one)
                 await self._drive(output)
                 group.cancel_scope.cancel()
         finally:
@@ -145,7 +145,7 @@ class TaskOperator:
         num_tasks = self._workers.max_tasks
         errors: list[AiodataError] = []
         skip = errors.append if self._run.options.max_errored_blocks else raise_it
-        pieces = await anyio.to_thread.run_sync(source.pieces, num_tasks, skip, abandon_on_cancel=True)
+        pieces = await ask_in_thread(partial(source.pieces, num_tasks, skip))
         for error in errors:
             self._run.skipped.add(error)
         self._jobs.add_pieces(pieces, num_tasks)
@@ -370,25 +370,18 @@ class TaskOperator:
         running = list(self._running)
         for task in self._running.values():
             task.abandon()
-        for held in (
-            self._running,
-            self._ready,
-            self._outputs,
-            self._jobs,
-            self._order,
-            self._lane,
-            self._claims,
-            self._ends,
-        ):
+        for held in (self._running, self._ready, self._outputs, self._jobs, self._order, self._lane):
             held.clear()
+        self._claims.clear()
+        self._ends.clear()
         self._run.budget.tell_refused()
         for handle in running:
             handle.cancel()
         with anyio.move_on_after(self._run.options.close_timeout_s, shield=True):
             async with anyio.create_task_group() as group:
-                group.start_soon(self._workers.close)
+                start(group, self._workers.close)
                 while running:
-                    group.start_soon(running.pop().wait_stopped)
+                    start(group, running.pop().wait_stopped)
 
 
 def _batch_rows(stage: ReadStage | MapStage) -> int | None:

@@ -24,8 +24,8 @@ import anyio.lowlevel
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef, Charge, InlineBlock
-from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
-from aiodata.errors import AiodataError, OptionError
+from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, start
+from aiodata.errors import AiodataError, OptionError, is_failure
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Control, Stopped, Transform, build, close
@@ -156,10 +156,11 @@ class LocalActor:
         self._error: AiodataError | None = None
         self._tasks: weakref.WeakSet[LocalTask] = weakref.WeakSet()
         self._free = anyio.Lock()
+        self._has_begun = False
         self._built = anyio.Event()
         self._gone = anyio.Event()
         self._scope = anyio.CancelScope()
-        runtime.group.start_soon(self._run, name=f"local actor {name}")
+        start(runtime.group, self._run, name=f"local actor {name}")
 
     async def wait_ready(self) -> None:
         """Wait until the chain is built."""
@@ -181,6 +182,8 @@ class LocalActor:
         self._scope.cancel()
         for task in list(self._tasks):
             task.cancel()
+        if not self._has_begun:  # And perhaps never will, where the loop ends.
+            self._gone.set()
 
     async def wait_stopped(self) -> None:
         """Wait until its tasks have stopped and the state is closed."""
@@ -193,6 +196,7 @@ class LocalActor:
             yield self._chain
 
     async def _run(self) -> None:
+        self._has_begun = True
         built: Chain = ()
         try:
             with self._scope:
@@ -213,7 +217,9 @@ class LocalActor:
     async def _build(self) -> Chain:
         try:
             self._chain = await self._runtime.call(partial(build, self._chain))
-        except Exception as error:  # noqa: BLE001 - whoever waits for the actor gets it.
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             self._error = as_failure(error)
             self._chain = ()
         self._built.set()
@@ -244,11 +250,12 @@ class LocalTask:
         self._room = Wakeup()
         self._scope = anyio.CancelScope()
         self._is_stepping = False
+        self._has_begun = False
         self._ended = anyio.Event()
         blocks = [_table_of(ref) for ref in refs]
         self._input_charges = [ref.charge for ref in refs]
         self._memory: InputMemory | None = None
-        runtime.group.start_soon(self._run, work, blocks, name=f"local task {name}")
+        start(runtime.group, self._run, work, blocks, name=f"local task {name}")
 
     def pull(self) -> list[Pair]:
         """Return what is there; the task goes on when all of it has been taken."""
@@ -261,6 +268,8 @@ class LocalTask:
         """Stop before the next call of the user's code; a call that outlasts the close timeout is left behind."""
         self._control.stop()
         self._scope.cancel()
+        if not self._has_begun:  # And perhaps never will, where the loop ends.
+            self._ended.set()
 
     async def wait_stopped(self) -> None:
         """Wait until its thread has left the user's code; what it made and nobody has pulled is dropped."""
@@ -269,12 +278,15 @@ class LocalTask:
 
     async def _run(self, work: Work, tables: Sequence[pa.Table]) -> None:
         """Run the work when it is its turn, until it ends, fails or is cancelled."""
+        self._has_begun = True
         end = TaskEnd()
         try:
             with self._scope, cleared_frames():
                 async with self._turn() as chain:
                     end = await self._produce(run_work(work, chain, tables, self._control), tables)
-        except Exception as error:  # noqa: BLE001 - its end tells of it.
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             end = TaskEnd(None, as_failure(error))
         finally:
             self._pairs.append(Pair(None, end))
