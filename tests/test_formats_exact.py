@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime as dt
 import decimal
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from aiodata.batcher import Batcher
 from aiodata.casts import cast_exactly
 from aiodata.formats import cost, get_format
 from aiodata.formats.decoding import decoded
+from aiodata.kinds import plain_type
 from tests.test_batcher import cut
 
 Values = st.SearchStrategy[Any]
@@ -89,8 +91,9 @@ TWO_DEEP = st.tuples(ONE_DEEP, LEAF).flatmap(lambda pair: st.sampled_from(hold(*
 
 
 def encoded(array: pa.Array, encoding: str | None) -> pa.Array:
-    if encoding == "dictionary" and not array.type.num_fields and not pa.types.is_null(array.type):
-        return array.dictionary_encode()
+    if encoding == "dictionary":
+        with suppress(pa.ArrowNotImplementedError):
+            return array.dictionary_encode()
     if encoding == "runs":
         return pa.RunEndEncodedArray.from_arrays(pa.array(range(1, len(array) + 1), pa.int32()), array)
     return array
@@ -122,7 +125,7 @@ def kept(value: Any, kind: pa.DataType) -> Any:
         return None
     if isinstance(value, np.ndarray | list | tuple | dict):
         return kept_nested(value, kind)
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or str(value) == "<NA>" or value != value:
         return None
     if pa.types.is_temporal(kind):
         return kept_moment(value, kind)
@@ -147,6 +150,7 @@ def kept_nested(value: Any, kind: pa.DataType) -> Any:
 
 
 def kept_moment(value: Any, kind: pa.DataType) -> int:
+    value = getattr(value, "asm8", value)  # Of pandas' Timestamp and Timedelta.
     if isinstance(value, np.datetime64 | np.timedelta64):
         unit = "D" if pa.types.is_date32(kind) else "ms" if pa.types.is_date64(kind) else kind.unit
         assert np.datetime_data(value.dtype)[0] == unit
@@ -188,7 +192,7 @@ def column_values(column: Any, fmt: str, kind: pa.DataType) -> list[Any]:
     """The rows of one batch's column as Arrow keeps them."""
     if fmt == "pandas":
         if str(column.dtype) == "category":
-            column = column.astype(column.cat.categories.dtype) if len(column.cat.categories) else column.astype(object)
+            return [kept(one, kind) for one in column.astype(object)]
         if hasattr(column.array, "asi8"):
             return [None if null else int(one) for one, null in zip(column.array.asi8, column.isna(), strict=True)]
         return [kept(one, kind) for one in column.array]
@@ -203,7 +207,12 @@ def blocks_and_batches(data: Any, fmt: Any, array: pa.Array, field: pa.Field) ->
         patch.setattr(cost, "_OBJECTS_PER_STRETCH", data.draw(st.integers(1, 30)))
         patch.setattr(cost, "_COPIES_PER_STRETCH", data.draw(st.integers(1, 30)))
         size = data.draw(st.none() | st.integers(1, len(array)))
-        return cut(Batcher(fmt, size), blocks, eagerly=data.draw(st.booleans()))
+        try:
+            return cut(Batcher(fmt, size), blocks, eagerly=data.draw(st.booleans()))
+        except BaseException as error:
+            # A panic of polars is no Exception, which hypothesis would not shrink.
+            assert "Panic" not in type(error).__name__, f"{field}: {error}"
+            raise
 
 
 QUIET = settings(max_examples=300, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -260,11 +269,15 @@ def test_polars_columns_have_one_dtype_and_exact_values(column: Any, data: Any) 
         assert "'x'" in str(error)
         return
     assert len({batch["x"].dtype for batch in batches}) == 1
-    whole = pa.concat_arrays([one for batch in batches for one in chunks_of(batch["x"].to_arrow(), polars)])
-    back = cast_exactly(pa.chunked_array([decoded(whole)]), kind)
-    assert back.combine_chunks().equals(pa.array(rows, kind))
+    if "fixed_size_list<item: decimal" in str(kind):  # Polars (2.1) panics when it exports these.
+        assert [row for batch in batches for row in batch["x"].to_list()] == pa.array(rows, kind).to_pylist()
+        return
+    whole = polars.concat([batch["x"] for batch in batches]).to_arrow()
+    assert as_kept(whole, kind).equals(as_kept(pa.array(rows, kind), kind))
 
 
-def chunks_of(array: Any, polars: Any) -> list[pa.Array]:
-    assert polars
-    return list(array.chunks) if isinstance(array, pa.ChunkedArray) else [array]
+def as_kept(array: pa.Array, kind: pa.DataType) -> pa.Array:
+    """Values in one type of several that hold them."""
+    if pa.types.is_date64(array.type) or pa.types.is_date64(kind):
+        return array.cast(pa.timestamp("ms"))
+    return cast_exactly(array, plain_type(kind, keep_nested_dictionaries=False))

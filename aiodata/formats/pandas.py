@@ -83,11 +83,9 @@ class PandasFormat(Costed):
 
     def _is_category(self, field: pa.Field) -> bool:
         """Whether a column is one of categories in every batch: where they are known to be the same in all."""
-        return bool(
-            pa.types.is_dictionary(field.type)
-            and has_known_categories(field)
-            and not _is_of_objects(field.type.value_type)
-        )
+        if not pa.types.is_dictionary(field.type) or not has_known_categories(field):
+            return False
+        return not (_is_of_objects(field.type.value_type) or pa.types.is_null(field.type.value_type))
 
     def _to_pandas(self, segment: pa.RecordBatch) -> Any:
         return segment.to_pandas(use_threads=False, ignore_metadata=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 import pyarrow as pa
 
+from aiodata.casts import cast_exactly
 from aiodata.formats.cost import Costed, count_words, is_plain, weigh
-from aiodata.formats.decoding import decoded, replaced, without_view
 from aiodata.formats.format import BatchFormat, Library, blaming, refuse_duplicates
+from aiodata.kinds import plain_type
 from aiodata.schemas import has_known_categories
 
 # What counts as so many words: a string that polars refers to (7 to 14 ns).
@@ -73,14 +74,10 @@ class PolarsFormat(Costed):
         """Return the same values in a type that polars has, and in memory that it may refer to."""
         if is_category:
             return column
-        if pa.types.is_dictionary(column.type) or pa.types.is_run_end_encoded(column.type):
-            column = decoded(column)
-        _refuse(column.type)
-        kind = replaced(column.type, _known_type)
-        mended = column if kind == column.type else column.cast(kind)
-        if mended is column and self._needs_copy(column):
-            return pa.concat_arrays([column])
-        return mended
+        kind = _known_type(plain_type(column.type, keep_nested_dictionaries=False))
+        _refuse(kind)
+        mended = cast_exactly(column, kind)
+        return pa.concat_arrays([mended]) if self._needs_copy(mended) else mended
 
     def _needs_copy(self, column: pa.Array) -> bool:
         kind = getattr(column.type, "storage_type", column.type)
@@ -145,16 +142,27 @@ def _has_inner_tensors(kind: pa.DataType) -> bool:
 
 
 def _known_type(kind: pa.DataType) -> pa.DataType:
-    """Return the type that polars has for what holds such values."""
+    """Return the type in which values are handed to polars: seconds as milliseconds, dictionaries as their values.
+
+    Polars would turn seconds into milliseconds itself, but wrap what is out of range.
+    """
     if pa.types.is_dictionary(kind):
         return _known_type(kind.value_type)
-    # Polars would turn seconds into milliseconds, too, but wrap what is out of range.
     if pa.types.is_timestamp(kind) and kind.unit == "s":
         return pa.timestamp("ms", kind.tz)
     if pa.types.is_duration(kind) and kind.unit == "s":
         return pa.duration("ms")
-    is_list_view = pa.types.is_list_view(kind) or pa.types.is_large_list_view(kind)
-    return without_view(kind) if is_list_view else kind
+    if isinstance(kind, pa.BaseExtensionType) or not kind.num_fields:
+        return kind
+    fields = [kind.field(index).with_type(_known_type(kind.field(index).type)) for index in range(kind.num_fields)]
+    if pa.types.is_struct(kind):
+        return pa.struct(fields)
+    if pa.types.is_map(kind):
+        return pa.map_(*(_known_type(one) for one in (kind.key_type, kind.item_type)), keys_sorted=kind.keys_sorted)
+    if pa.types.is_fixed_size_list(kind):
+        return pa.list_(fields[0], kind.list_size)
+    make = {pa.types.is_list: pa.list_, pa.types.is_large_list: pa.large_list}
+    return next((of(fields[0]) for is_kind, of in make.items() if is_kind(kind)), kind)
 
 
 def _refuse(kind: pa.DataType) -> None:
@@ -169,8 +177,6 @@ def _refuse(kind: pa.DataType) -> None:
         why = "it has no such type"
     elif pa.types.is_fixed_size_list(inner) and not inner.list_size:
         why = "it has no arrays without values"
-    elif pa.types.is_run_end_encoded(inner):
-        why = "it has no run-end encoded values, and Arrow does not decode those within others"
     if why:
         of = "" if kind is inner else f" (of {inner})"
         raise ValueError(f"polars cannot have this{of}: {why}; {_REMEDY}")
