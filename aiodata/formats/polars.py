@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from aiodata.casts import cast_exactly
 from aiodata.formats.cost import Costed, count_words, is_plain, weigh
+from aiodata.formats.decoding import decoded
 from aiodata.formats.format import BatchFormat, Library, blaming, refuse_duplicates
 from aiodata.kinds import plain_type
 from aiodata.schemas import has_known_categories
@@ -74,6 +75,8 @@ class PolarsFormat(Costed):
         """Return the same values in a type that polars has, and in memory that it may refer to."""
         if is_category:
             return column
+        if pa.types.is_run_end_encoded(column.type):
+            column = decoded(column)
         kind = _known_type(plain_type(column.type, keep_nested_dictionaries=False))
         _refuse(kind)
         mended = cast_exactly(column, kind)
@@ -144,7 +147,8 @@ def _has_inner_tensors(kind: pa.DataType) -> bool:
 def _known_type(kind: pa.DataType) -> pa.DataType:
     """Return the type in which values are handed to polars: seconds as milliseconds, dictionaries as their values.
 
-    Polars would turn seconds into milliseconds itself, but wrap what is out of range.
+    Polars would turn seconds into milliseconds itself, but wrap what is out of range. Short decimals within other types
+    it takes, but panics when it is to give them back.
     """
     if pa.types.is_dictionary(kind):
         return _known_type(kind.value_type)
@@ -152,6 +156,8 @@ def _known_type(kind: pa.DataType) -> pa.DataType:
         return pa.timestamp("ms", kind.tz)
     if pa.types.is_duration(kind) and kind.unit == "s":
         return pa.duration("ms")
+    if pa.types.is_decimal32(kind) or pa.types.is_decimal64(kind):
+        return pa.decimal128(kind.precision, kind.scale)
     if isinstance(kind, pa.BaseExtensionType) or not kind.num_fields:
         return kind
     fields = [kind.field(index).with_type(_known_type(kind.field(index).type)) for index in range(kind.num_fields)]
