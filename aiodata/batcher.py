@@ -12,6 +12,7 @@ from typing import Any
 import pyarrow as pa
 
 from aiodata.formats import Format
+from aiodata.schemas import conform
 
 # Joining that copies so many bytes takes about a millisecond, and is for a thread.
 _JOIN_IN_THREAD_BYTES = 4 << 20
@@ -58,6 +59,7 @@ class Batcher:
         """Start empty."""
         self._format = fmt
         self._drop_last = drop_last
+        self._schema: pa.Schema | None = None
         self._segments: deque[pa.RecordBatch] = deque()
         # Without a batch size, each block's rows are one.
         self._block_rows: deque[int] | None = deque() if batch_size is None else None
@@ -81,11 +83,18 @@ class Batcher:
         return self._size - self._piece_rows
 
     def push(self, block: pa.Table) -> None:
-        """Add a block."""
+        """Add a block; its columns become of the first one's types, so that batches have one type each.
+
+        Raises:
+            ValueError: A block has rows but no columns, or others than the first one, or values that it cannot hold.
+        """
         if not block.num_rows:
             return
         if not block.num_columns:
             raise ValueError("a block has rows but no columns; select at least one column")
+        if self._schema is None:
+            self._schema = block.schema
+        block = conform(block, self._schema)
         if self._block_rows is not None:
             self._block_rows.append(block.num_rows)
             self._size = self._block_rows[0]

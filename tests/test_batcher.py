@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiodata import formats
+from aiodata.formats import cost
 from aiodata.batcher import Batcher
 from aiodata.formats import get_format
 from tests.strategies import Row, Shape, blocks_of, expected_rows, num_rows_of, shapes
@@ -60,8 +60,8 @@ def test_batches_are_the_input_in_equal_parts(
     fmt: str, shape: Shape, size: int, drop_last: bool, eagerly: bool, stretch: int
 ) -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(formats, "_OBJECTS_PER_STRETCH", stretch)
-        patch.setattr(formats, "_COPIES_PER_STRETCH", stretch)
+        patch.setattr(cost, "_OBJECTS_PER_STRETCH", stretch)
+        patch.setattr(cost, "_COPIES_PER_STRETCH", stretch)
         batcher = Batcher(get_format(fmt), size, drop_last=drop_last)
         batches = [rows_in(batch, fmt) for batch in cut(batcher, blocks_of(shape), eagerly=eagerly)]
     total = num_rows_of(shape)
@@ -96,7 +96,7 @@ def test_batch_comes_as_soon_as_its_rows_are_there(shape: Shape, size: int) -> N
 
 
 def test_strings_are_converted_a_stretch_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(formats, "_OBJECTS_PER_STRETCH", 10)
+    monkeypatch.setattr(cost, "_OBJECTS_PER_STRETCH", 10)
     fmt = get_format("numpy")
     lengths: list[int] = []
 

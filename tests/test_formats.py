@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from aiodata import OptionError
 from aiodata.block import as_block
-from aiodata.columns import column_to_numpy, compact
+from aiodata.formats.columns import column_to_numpy
 from aiodata.formats import get_format
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars", "torch"]

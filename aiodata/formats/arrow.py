@@ -1,0 +1,51 @@
+"""The format `"pyarrow"`: tables, as the blocks are."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import pyarrow as pa
+
+from aiodata.formats.format import BatchFormat
+from aiodata.schemas import mark_categories, mark_nulls
+
+
+class ArrowFormat:
+    """Refers to the block's memory; takes off the fields what is for aiodata alone."""
+
+    name: BatchFormat = "pyarrow"
+    join_copies = False
+    library: str | None = None
+
+    def __init__(self) -> None:
+        """Start with no schema."""
+        self._cleaned: tuple[pa.Schema, pa.Schema] | None = None
+
+    def stretch(self, schema: pa.Schema) -> int | None:
+        """All rows: nothing is converted."""
+        return None
+
+    def convert(self, segment: pa.RecordBatch) -> pa.Table:
+        """Return the rows as a table."""
+        schema = segment.schema
+        if self._cleaned is None or not schema.equals(self._cleaned[0], check_metadata=True):
+            self._cleaned = (schema, _without_marks(schema))
+        clean = self._cleaned[1]
+        if clean is self._cleaned[0]:
+            return pa.Table.from_batches([segment])
+        return pa.Table.from_arrays(segment.columns, schema=clean)
+
+    def slice(self, rows: Any, start: int, stop: int) -> Any:
+        """Return a range of rows, zero-copy."""
+        return rows.slice(start, stop - start)
+
+    def join(self, pieces: Sequence[Any]) -> Any:
+        """Put tables end to end, zero-copy."""
+        return pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces)
+
+
+def _without_marks(schema: pa.Schema) -> pa.Schema:
+    fields = [mark_categories(mark_nulls(field, has_nulls=None), are_known=False) for field in schema]
+    clean = pa.schema(fields, schema.metadata)
+    return schema if clean.equals(schema, check_metadata=True) else clean
