@@ -12,6 +12,7 @@ AiodataError
 ├─ ClosedError               misuse: something closed was used (also a RuntimeError)
 ├─ BusyError                 misuse: two tasks used one iterator at once (also a RuntimeError)
 └─ OptionError               misuse: an argument has a value that can not work (also a ValueError)
+   └─ UnknownColumnError     misuse: a column is asked for that is not there (also a SourceError)
 """
 
 from __future__ import annotations
@@ -101,3 +102,7 @@ class BusyError(AiodataError, RuntimeError):
 
 class OptionError(AiodataError, ValueError):
     """An argument has a value that can not work; the message has the value and the remedy."""
+
+
+class UnknownColumnError(OptionError, SourceError):
+    """A column was asked for that is not there; the message has its name, one like it, and the columns there are."""

@@ -13,7 +13,6 @@ from functools import partial
 from typing import Any, Protocol
 
 import pyarrow as pa
-from pyarrow import acero
 
 from aiodata.block import as_block
 from aiodata.errors import AiodataError
@@ -23,6 +22,7 @@ from aiodata.plan.control import Control as Control
 from aiodata.plan.control import Stopped as Stopped
 from aiodata.plan.control import blame as blame
 from aiodata.plan.control import describe as describe
+from aiodata.plan.filtering import filter_table
 from aiodata.plan.input_batches import InputBatch, InputBatches
 from aiodata.plan.pieces import Origin
 from aiodata.plan.pieces import Rows as Rows
@@ -230,7 +230,7 @@ class FilterRows:
         for table, origin in rows:
             try:
                 with blame(self.name, origin):
-                    kept = _filter(table, self.expression)
+                    kept = filter_table(table, self.expression)
             except AiodataError as error:
                 control.skip(error)
             else:
@@ -298,10 +298,3 @@ def _not_awaitable(result: Any) -> Any:
     elif not inspect.isasyncgen(result):
         return result
     raise TypeError("the function is not async, but returns what an async one does; give the async function itself")
-
-
-def _filter(table: pa.Table, expression: Any) -> pa.Table:
-    """Filter in this thread alone, which `Table.filter` would not."""
-    source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
-    kept = acero.Declaration("filter", acero.FilterNodeOptions(expression), inputs=[source])
-    return kept.to_table(use_threads=False)
