@@ -16,6 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aiodata.block import concat_blocks
+from aiodata.schemas import with_plain_types
 
 # Rows before a shuffle per row of `buffer_rows`: more would copy less often, and hold more rows.
 _FILL_FACTOR = 2
@@ -199,7 +200,9 @@ def _shuffle(
     """Draw rows of the blocks at random; copy them, and apart from them the others."""
     # What was kept has plain types already; its new neighbours must have them before they can join it.
     groups = groupby(blocks, key=attrgetter("schema"))
-    table = concat_blocks([_with_plain_types(concat_blocks(list(group))) for _, group in groups])
+    table = concat_blocks(
+        [with_plain_types(concat_blocks(list(group)), keep_nested_dictionaries=False) for _, group in groups]
+    )
     # The fill is the spawn key, not one more integer: numpy takes [1] and [1, 0] for the same seed.
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(fill,)))
     drawn = rng.permutation(table.num_rows)[:num_drawn]
@@ -295,51 +298,3 @@ def _with_own_dictionary(array: pa.Array) -> pa.Array:
         used = pc.unique(indices).drop_null()
         indices = pc.index_in(indices, used).cast(indices.type)
     return pa.DictionaryArray.from_arrays(indices, values.take(used), ordered=is_ordered)
-
-
-def _with_plain_types(table: pa.Table) -> pa.Table:
-    """Convert the columns whose rows Arrow can not gather, or gathers as references to all rows' values."""
-    for index, field in enumerate(table.schema):
-        kind = _plain_type(field.type)
-        if kind != field.type:
-            table = table.set_column(index, field.with_type(kind), _convert(table.column(index), kind))
-    return table
-
-
-def _convert(column: pa.ChunkedArray, kind: pa.DataType) -> pa.ChunkedArray:
-    with suppress(pa.ArrowNotImplementedError):
-        if pa.types.is_run_end_encoded(column.type):
-            column = pc.run_end_decode(column)
-        # Arrow's cast of list views makes arrays that are not valid, in 18.0 as in 26.0.
-        if "list_view" not in str(column.type):
-            return column.cast(kind)
-    return pa.chunked_array([pa.array(column.to_pylist(), kind)])
-
-
-def _plain_type(kind: pa.DataType, *, is_nested: bool = False) -> pa.DataType:
-    """Return the type as which rows of a type are gathered: most often the same."""
-
-    def plain(field: pa.Field) -> pa.Field:
-        return field.with_type(_plain_type(field.type, is_nested=True))
-
-    types = pa.types
-    if types.is_string_view(kind):
-        return pa.large_string()
-    if types.is_binary_view(kind):
-        return pa.large_binary()
-    if types.is_dictionary(kind):
-        values = _plain_type(kind.value_type, is_nested=True)
-        return values if is_nested else pa.dictionary(kind.index_type, values, kind.ordered)
-    if types.is_run_end_encoded(kind):
-        return _plain_type(kind.value_type, is_nested=is_nested)
-    if types.is_struct(kind):
-        return pa.struct([plain(field) for field in kind])
-    if types.is_map(kind):
-        return pa.map_(plain(kind.key_field), plain(kind.item_field), kind.keys_sorted)
-    if types.is_fixed_size_list(kind):
-        return pa.list_(plain(kind.value_field), kind.list_size)
-    if types.is_list(kind):
-        return pa.list_(plain(kind.value_field))
-    if types.is_large_list(kind) or types.is_list_view(kind) or types.is_large_list_view(kind):
-        return pa.large_list(plain(kind.value_field))
-    return kind

@@ -259,7 +259,7 @@ ODD_TYPES: dict[str, tuple[pa.Array, pa.DataType]] = {
         pa.DictionaryArray.from_arrays(pa.array([0, 1, None] * 20), pa.array(["a", "b"], pa.string_view())),
         pa.dictionary(pa.int64(), pa.large_string()),
     ),
-    "list_view": (pa.array([None, [], [1, 2]] * 20, pa.list_view(pa.int64())), pa.large_list(pa.int64())),
+    "list_view": (pa.array([None, [], [1, 2]] * 20, pa.list_view(pa.int64())), pa.list_(pa.int64())),
     "run_ends": (pc.run_end_encode(pa.array([1, 1, 2] * 20)), pa.int64()),
     "list_of_dictionary": (
         pa.array([None, ["a"], ["b", "a"]] * 20, pa.list_(pa.dictionary(pa.int8(), pa.string()))),
