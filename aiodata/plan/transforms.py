@@ -12,8 +12,6 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, Protocol
 
-import pyarrow as pa
-
 from aiodata.block import as_block
 from aiodata.errors import AiodataError
 from aiodata.plan.async_calls import AsyncCalls
