@@ -172,7 +172,7 @@ def blame_file(path: str) -> Iterator[None]:
     except AiodataError:
         raise
     except Exception as error:
-        raise SourceError(path, f"cannot be read as Parquet: {error or type(error).__name__}") from error
+        raise SourceError(path, f"cannot be read as Parquet: {str(error) or type(error).__name__}") from error
 
 
 def unify(files: Sequence[FoundFile], footers: Sequence[Footer | None]) -> pa.Schema:

@@ -178,6 +178,7 @@ class Bounds:
 
     def _value(self, raw: Any, *, is_upper: bool) -> pa.Scalar | None:
         stored, types = self._stored, pa.types
+        assert stored is not None
         if types.is_unsigned_integer(stored) and raw < 0:
             raw += 1 << stored.bit_width
             if raw < 0 or raw >= 1 << stored.bit_width:

@@ -174,7 +174,7 @@ async def test_unreadable_file_is_named(tmp_path: Path) -> None:
 async def test_missing_column_is_named_with_the_file_and_its_columns(parquet_dir: Path, ask: Ask, how: str) -> None:
     columns = ["id", "nope"]
     ds = read(parquet_dir, columns=columns) if how == "argument" else read(parquet_dir).select_columns(columns)
-    with pytest.raises(aiodata.SourceError, match=r"'nope'; its columns are .*'id', 'x', 's'"):
+    with pytest.raises(aiodata.SourceError, match=r"no column 'nope'; the columns are .*'id', 'x', 's'"):
         await ask(ds)
 
 
