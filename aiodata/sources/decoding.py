@@ -133,7 +133,11 @@ class Decoder:
                     gathered_bytes += part_bytes
                     start += part.num_rows
                     next_rows = self._better_rows(part_bytes, part.num_rows, batch_rows, num_rows - start)
-                    if gathered_bytes >= self._chunk_bytes or start >= num_rows or next_rows != batch_rows:
+                    if (
+                        gathered_bytes + part_bytes / 2 >= self._chunk_bytes
+                        or start >= num_rows
+                        or next_rows != batch_rows
+                    ):
                         if row_bytes:
                             self._correction *= part_bytes / part.num_rows / row_bytes
                             row_bytes = part_bytes / part.num_rows

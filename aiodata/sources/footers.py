@@ -126,7 +126,7 @@ class Footers:
     def _read_one(self, file: FoundFile) -> Footer | SourceError:
         try:
             with blame_file(file.path), file.filesystem.open_input_file(file.path) as handle:
-                return footer_of(file.path, handle, self._schemas)
+                return open_parquet(file.path, handle, self._schemas)[1]
         except SourceError as error:
             return error
 
@@ -154,14 +154,14 @@ class FileSchemas:
         return columns
 
 
-def footer_of(path: str, handle: Any, schemas: FileSchemas) -> Footer:
-    """Read the footer of an open file.
+def open_parquet(path: str, handle: Any, schemas: FileSchemas) -> tuple[pq.ParquetFile, Footer]:
+    """Return an open file as Parquet, and its footer.
 
     Raises:
         SourceError: Two columns have one name.
     """
     opened = pq.ParquetFile(handle, coerce_int96_timestamp_unit=INT96_UNIT)
-    return Footer(opened.metadata, schemas.columns(path, opened.schema_arrow))
+    return opened, Footer(opened.metadata, schemas.columns(path, opened.schema_arrow))
 
 
 @contextmanager

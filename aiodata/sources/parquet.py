@@ -22,13 +22,11 @@ from aiodata.schemas import check_names, near_miss
 from aiodata.sources.decoding import Decoded, Decoder
 from aiodata.sources.files import FileKind, FoundFile, Paths, find_files, partition_fields, partition_value
 from aiodata.sources.footers import (
-    INT96_UNIT,
-    FileSchemas,
     Footer,
     Footers,
     Skip,
     blame_file,
-    footer_of,
+    open_parquet,
     unify,
     with_null_marks,
 )
@@ -84,11 +82,11 @@ class ParquetPiece:
             yield self._nothing()
             return
         with blame_file(self.file.path), self.file.filesystem.open_input_file(self.file.path) as handle:
-            footer = self._read_footer(handle)
+            file, footer = self._open(handle)
             stop = footer.metadata.num_row_groups if self.stop is None else self.stop
             is_empty = True
             if footer.num_rows:
-                for chunk in self._chunks(handle, footer, range(first, stop), row, chunk_bytes):
+                for chunk in self._chunks(handle, file, footer, range(first, stop), row, chunk_bytes):
                     yield chunk
                     is_empty = False
                     del chunk
@@ -96,13 +94,15 @@ class ParquetPiece:
                 yield self._nothing()
 
     def _chunks(
-        self, handle: Any, footer: Footer, groups: Sequence[int], row: int, chunk_bytes: int
+        self, handle: Any, file: Any, footer: Footer, groups: Sequence[int], row: int, chunk_bytes: int
     ) -> Iterator[Chunk]:
         scan, metadata = self.scan, footer.metadata
         view = scan.view(self.file.path, footer.columns)
         constants = {one.name: partition_value(one, self.file) for one in scan.partitions}
         groups = scan.keep_groups(metadata, groups, view, constants)
-        decoder = Decoder(self.file.path, self._open(handle, metadata, view), view.columns, view.layout, chunk_bytes)
+        if view.timestamps and (exact := _int96_columns(metadata, view)):
+            file = Int96File(handle, metadata, exact, scan.read_schema)
+        decoder = Decoder(self.file.path, file, view.columns, view.layout, chunk_bytes)
         # How many rows a row group has left is known after the filter alone. Where no column is read, there is
         # nothing that could be read in part.
         is_skipped_late = scan.filter is not None or view.columns == []
@@ -127,23 +127,11 @@ class ParquetPiece:
                 yield chunk
             del chunk
 
-    def _read_footer(self, handle: Any) -> Footer:
-        """Return the file's footer: what is known of it, if the file still has its size."""
+    def _open(self, handle: Any) -> tuple[Any, Footer]:
+        """Return the file and its footer: what is known of it, if the file still has its size."""
         if self.footer is not None and handle.size() == self.file.size:
-            return self.footer
-        return footer_of(self.file.path, handle, FileSchemas())
-
-    def _open(self, handle: Any, metadata: pq.FileMetaData, view: View) -> Any:
-        if view.timestamps:
-            kinds = metadata.schema
-            exact = [
-                name
-                for name, leaves in view.timestamps
-                if any(kinds.column(i).physical_type == "INT96" for i in leaves)
-            ]
-            if exact:
-                return Int96File(handle, metadata, exact, self.scan.read_schema)
-        return pq.ParquetFile(handle, metadata=metadata, coerce_int96_timestamp_unit=INT96_UNIT)
+            return pq.ParquetFile(handle, metadata=self.footer.metadata), self.footer
+        return open_parquet(self.file.path, handle, self.scan.schemas)
 
     def _filter(self, table: pa.Table, origin: Origin) -> pa.Table:
         with blame(f"filter({self.scan.filter})", origin):
@@ -156,6 +144,11 @@ class ParquetPiece:
 
     def _nothing(self) -> Chunk:
         return Chunk(self.first, 0, self.scan.schema.empty_table(), Origin(self.file.path, (0, 0)))
+
+
+def _int96_columns(metadata: pq.FileMetaData, view: View) -> list[str]:
+    leaves = metadata.schema
+    return [name for name, places in view.timestamps if any(leaves.column(i).physical_type == "INT96" for i in places)]
 
 
 def _piece(

@@ -11,7 +11,7 @@ import pyarrow as pa
 from aiodata.errors import OptionError, SourceError, UnknownColumnError
 from aiodata.plan.filtering import filter_table
 from aiodata.schemas import SchemaError, conform, near_miss
-from aiodata.sources.footers import FileColumns
+from aiodata.sources.footers import FileColumns, FileSchemas
 from aiodata.sources.layout import Layout
 from aiodata.sources.pruning import RowGroups
 
@@ -42,6 +42,7 @@ class Scan:
     Attributes:
         schema: What is yielded.
         filter: The rows to yield; None: all.
+        schemas: What files say of their columns.
     """
 
     __slots__ = (
@@ -54,6 +55,7 @@ class Scan:
         "_views",
         "filter",
         "schema",
+        "schemas",
     )
 
     def __init__(
@@ -88,6 +90,7 @@ class Scan:
         if expression is not None and _goes_by_position(expression):
             self._read = full
         self._row_groups = None if expression is None else RowGroups(expression, self._read, self._filter_names)
+        self.schemas = FileSchemas()
         self._views: list[tuple[FileColumns, View]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
