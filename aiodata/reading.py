@@ -6,8 +6,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from aiodata.block import as_block, from_rows
 from aiodata.dataset import Dataset
@@ -16,6 +16,7 @@ from aiodata.options import ExecutionOptions, at_least
 from aiodata.plan.nodes import Plan, Read
 from aiodata.plan.source import Source
 from aiodata.schemas import check_names, with_plain_types
+from aiodata.sources.files import check_paths
 from aiodata.sources.memory import RangeSource, TableSource, split_table
 from aiodata.sources.parquet import ParquetSource
 
@@ -29,6 +30,8 @@ def read_parquet(
     columns: Sequence[str] | None = None,
     filter: pc.Expression | None = None,  # noqa: A002 - the field's name for it.
     filesystem: Any = None,
+    partitioning: str | None = "hive",
+    schema: pa.Schema | None = None,
 ) -> Dataset:
     """Read Parquet files, by row group.
 
@@ -38,7 +41,10 @@ def read_parquet(
         columns: The columns to read; None: all.
         filter: The rows to read, as a `pyarrow.compute.Expression`; row groups whose statistics rule them out are
             skipped.
-        filesystem: A `pyarrow.fs.FileSystem` that the paths are in; None: local, or the URI's.
+        filesystem: A `pyarrow.fs` or fsspec file system that the paths are in; None: local, or the URI's.
+        partitioning: `"hive"`: directories called `key=value` say what is in the column `key`; None: they do not.
+        schema: The columns and their types, for files that lack some, or that have other types; columns that are not
+            in it are not read. None: the types that hold the values of all files exactly.
 
     Returns:
         A Dataset; nothing is listed or read before it is iterated. Then a missing, corrupt or unreadable file, and a
@@ -50,17 +56,18 @@ def read_parquet(
             ...
         ```
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not given:
-        raise OptionError("paths=[] must name at least one file, directory or glob")
-    is_local = filesystem is None or isinstance(filesystem, pafs.LocalFileSystem)
-    names = tuple(_absolute(os.fspath(path)) if is_local else os.fspath(path) for path in given)
+    found = check_paths(paths, filesystem)
     if filter is not None and not isinstance(filter, pc.Expression):
         raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
     if columns is not None and not columns:
         raise OptionError("columns=[] must name at least one column")
-    source = ParquetSource(names, None if columns is None else tuple(columns), filter, filesystem)
-    return _dataset(source)
+    if partitioning not in ("hive", None):
+        raise OptionError(f"partitioning={partitioning!r} must be 'hive', or None to take no columns from directories")
+    if schema is not None and not isinstance(schema, pa.Schema):
+        raise OptionError(
+            f"schema={schema!r} must be a pyarrow.Schema, or None to take what holds the values of all files"
+        )
+    return _dataset(ParquetSource(found, None if columns is None else tuple(columns), filter, partitioning, schema))
 
 
 def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - as in every such library.
@@ -121,8 +128,3 @@ def from_arrow(obj: Any) -> Dataset:
 
 def _dataset(source: Source) -> Dataset:
     return Dataset(Plan(Read(source)), ExecutionOptions())
-
-
-def _absolute(path: str) -> str:
-    """Return a local path so that workers, whose working directory may be another, find it too."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -18,8 +18,8 @@ from hypothesis import strategies as st
 
 from aiodata import OptionError
 from aiodata.block import as_block
-from aiodata.formats.columns import column_to_numpy
 from aiodata.formats import get_format
+from aiodata.formats.columns import column_to_numpy
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars", "torch"]
 
