@@ -23,6 +23,7 @@ from aiodata.plan.pieces import Origin
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
 from aiodata.rows import python_rows
+from aiodata.schemas import without_marks
 from aiodata.sources.memory import StoredSource
 from aiodata.split import SplitIterator, split_plan
 
@@ -252,22 +253,29 @@ class Dataset(IterationVerbs):
         unbounded = {"preserve_order": True, "max_object_store_bytes": _UNBOUNDED_BYTES}
         async with self.with_options(**unbounded).aiter_bundles() as iterator:
             bundles = [bundle async for bundle in iterator]
-        schema = bundles[0].schema if bundles else await self.schema()
+        schema = bundles[0].schema if bundles else await find_schema(self._plan, self._options)
         source = StoredSource("materialized", tuple(bundles), schema)
         return Dataset(Plan(Read(source)), self._options.override(runtime=iterator.stats().runtime))
 
     async def schema(self) -> pa.Schema:
-        """Return the schema; it is read from a file's footer, or else from the first block of a short run.
+        """Return the schema that all batches have, in Arrow's types.
+
+        It follows from the sources and the verbs; only where a function makes the rows, and `schema=` does not say
+        what it returns, a short run finds out. Files that cannot be read say nothing where `max_errored_blocks` allows
+        errors.
 
         Example:
             >>> import asyncio, aiodata
             >>> asyncio.run(aiodata.range(3).schema()).names
             ['id']
         """
-        return await find_schema(self._plan, self._options)
+        return without_marks(await find_schema(self._plan, self._options))
 
     async def count(self) -> int:
-        """Return the number of rows, from metadata where that suffices, else by a run that fetches no block.
+        """Return the number of rows that an iteration gives, from metadata where that suffices, else by a run.
+
+        The run fetches no block. Where `max_errored_blocks` allows errors, there always is one: what files say of
+        themselves does not tell which rows can be read.
 
         Example:
             >>> import asyncio, aiodata

@@ -34,6 +34,8 @@ def mark_nulls(field: pa.Field, *, has_nulls: bool | None) -> pa.Field:
 
 def has_nulls(field: pa.Field) -> bool | None:
     """Return whether some rows of the dataset are null in this column; None: that is not known."""
+    if not field.nullable:
+        return False
     mark = (field.metadata or {}).get(_NULLS)
     return None if mark is None else bool(mark == b"some")
 
@@ -49,6 +51,11 @@ def mark_categories(field: pa.Field, *, are_known: bool) -> pa.Field:
 def has_known_categories(field: pa.Field) -> bool:
     """Return whether every block of the dataset has the same dictionary in this column."""
     return (field.metadata or {}).get(_CATEGORIES) == b"known"
+
+
+def without_marks(schema: pa.Schema) -> pa.Schema:
+    """Return the schema as users see it: without what is known of its columns."""
+    return pa.schema([mark_categories(mark_nulls(one, has_nulls=None), are_known=False) for one in schema])
 
 
 def unify_schemas(named: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:

@@ -22,6 +22,7 @@ class BatchOptions:
     batch_size: int | None = 256
     batch_format: str = "numpy"
     dtypes: Any = None
+    nulls: str | None = None
     prefetch_batches: int = 2
     max_prefetch_bytes: int | None = None
     drop_last: bool = False
@@ -64,8 +65,8 @@ class BatchOptions:
         return self.local_shuffle_seed is not None
 
     def make_format(self) -> Format:
-        """Return the batches' format."""
-        return get_format(self.batch_format, self.dtypes)
+        """Return the batches' format: what a consumer writes into a batch reaches nobody else."""
+        return get_format(self.batch_format, self.dtypes, nulls=self.nulls, writable=True)
 
     def with_seed(self) -> BatchOptions:
         """Return the options with a seed of their own, where they shuffle and none was given."""
