@@ -138,15 +138,16 @@ def _is_again(column: pa.ChunkedArray, name: str, given: Given) -> bool:
 
 def _without_notes(table: pa.Table) -> pa.Table:
     """Drop what is noted of rows in a schema, which may be about other rows by now."""
-    fields = [field.with_metadata(_own_notes(field)) if field.metadata else field for field in table.schema]
+    fields = [_bare(field) if field.metadata else field for field in table.schema]
     bare = pa.schema(fields)
     if table.schema.equals(bare, check_metadata=True):
         return table
     return pa.Table.from_arrays(table.columns, schema=bare) if fields else table
 
 
-def _own_notes(field: pa.Field) -> dict[bytes, bytes] | None:
-    return {key: value for key, value in field.metadata.items() if key.startswith(b"ARROW:extension:")} or None
+def _bare(field: pa.Field) -> pa.Field:
+    notes = {key: value for key, value in field.metadata.items() if key.startswith(b"ARROW:extension:")}
+    return field.with_metadata(notes) if notes else field.remove_metadata()
 
 
 def _from_columns(columns: Mapping[str, Any], given: Given | None = None) -> pa.Table:
@@ -185,7 +186,9 @@ def _restored(array: pa.Array, name: str, given: Given | None, *, is_declared: b
     hint = None if given is None else given.type_of(name)
     if given is None or hint is None or array.type.equals(hint):
         return array
-    categories = None if types.is_dictionary(array.type) else given.categories(name)
+    # A library's categories may be ordered by themselves, and then they are its function's choice.
+    is_chosen = types.is_dictionary(array.type) and is_declared
+    categories = None if is_chosen else given.categories(name)
     return restore(array, hint, is_declared=is_declared, categories=categories)
 
 
