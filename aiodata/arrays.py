@@ -22,6 +22,7 @@ from pyarrow import types
 
 from aiodata.casts import cast_exactly
 from aiodata.kinds import is_permuted, unify_all_types
+from aiodata.memory import copy_array
 
 # Units that Arrow has no types for, with the next finer one that it has.
 _DATETIME_UNITS = {"Y": "D", "M": "D", "W": "D", "h": "s", "m": "s"}
@@ -77,10 +78,10 @@ def _from_numpy(
         return _from_list(name, list(values), hint, nan_is_null=nan_is_null)
     values = _with_arrow_dtype(name, values)
     if values.ndim > 1:
-        return _to_tensors(name, values, hint)
-    if copy and values.dtype.kind in "iufmM":
-        values = np.array(values)
-    return _as_moments(_infer(name, values, nan_is_null=nan_is_null), hint)
+        return _to_tensors(name, values, hint, copy=copy)
+    array = _as_moments(_infer(name, values, nan_is_null=nan_is_null), hint)
+    # Arrow's own memory is in use already when it is allocated again, that of numpy most often is not.
+    return copy_array(array) if copy and values.flags.c_contiguous and values.dtype.kind in "iufmM" else array
 
 
 def _with_arrow_dtype(name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
@@ -135,12 +136,17 @@ def _from_masked(name: str, values: np.ma.MaskedArray[Any, Any], hint: pa.DataTy
         return _from_list(name, rows, hint, nan_is_null=False)
     data = _with_arrow_dtype(name, data)
     if data.ndim > 1:
-        return _to_tensors(name, data, hint, mask)
+        return _to_tensors(name, data, hint, mask, copy=True)
     return _as_moments(_infer(name, np.array(data), mask=mask), hint)
 
 
 def _to_tensors(
-    name: str, values: np.ndarray[Any, Any], hint: pa.DataType | None, mask: np.ndarray[Any, Any] | None = None
+    name: str,
+    values: np.ndarray[Any, Any],
+    hint: pa.DataType | None,
+    mask: np.ndarray[Any, Any] | None = None,
+    *,
+    copy: bool = False,
 ) -> pa.Array:
     """Make tensors, of which there may be none, or ones without values; where all of one is masked, it is null."""
     order: list[int] | None = None
@@ -150,12 +156,9 @@ def _to_tensors(
         values, mask = values.transpose(order), None if mask is None else mask.transpose(order)
     else:
         order = None
-    # Always a copy: where the user goes on to write to, a block must not be.
-    flat = _infer(
-        name,
-        np.array(values, order="C").reshape(-1),
-        mask=None if mask is None else np.ascontiguousarray(mask).reshape(-1),
-    )
+    nulls_inside = None if mask is None else np.ascontiguousarray(mask).reshape(-1)
+    flat = _infer(name, np.ascontiguousarray(values).reshape(-1), mask=nulls_inside)
+    flat = copy_array(flat) if copy and values.flags.c_contiguous else flat
     axes = tuple(range(1, values.ndim))
     shape = values.shape[1:]
     nulls = None if mask is None or not np.prod(shape) else np.asarray(mask.all(axis=axes))

@@ -122,21 +122,32 @@ def _from_table(table: pa.Table, given: Given | None, *, is_declared: bool) -> p
             column = cast_exactly(column, plain_type(column.type))
             if hint is not None and not is_declared:
                 column = _restore(column, name, given)
+                if not column.type.equals(hint) and _is_again(column, name, given):
+                    column = given.column(name)
         columns.append(column)
     return pa.Table.from_arrays(columns, table.column_names)
 
 
+def _is_again(column: pa.ChunkedArray, name: str, given: Given) -> bool:
+    """Whether a column of another library is what it makes of the column that was given."""
+    fresh = given.convert(name) if len(column) == given.rows.num_rows else None
+    if fresh is None or not hasattr(fresh, "__arrow_c_stream__"):
+        return False
+    return bool(with_plain_types(pa.table(fresh)).column(0).equals(column))
+
+
 def _without_notes(table: pa.Table) -> pa.Table:
     """Drop what is noted of rows in a schema, which may be about other rows by now."""
-    fields = [field.with_metadata(_own_notes(field)) if field.metadata else field for field in table.schema]
+    fields = [_bare(field) if field.metadata else field for field in table.schema]
     bare = pa.schema(fields)
     if table.schema.equals(bare, check_metadata=True):
         return table
     return pa.Table.from_arrays(table.columns, schema=bare) if fields else table
 
 
-def _own_notes(field: pa.Field) -> dict[bytes, bytes] | None:
-    return {key: value for key, value in field.metadata.items() if key.startswith(b"ARROW:extension:")} or None
+def _bare(field: pa.Field) -> pa.Field:
+    notes = {key: value for key, value in field.metadata.items() if key.startswith(b"ARROW:extension:")}
+    return field.with_metadata(notes) if notes else field.remove_metadata()
 
 
 def _from_columns(columns: Mapping[str, Any], given: Given | None = None) -> pa.Table:
@@ -157,9 +168,13 @@ def _as_column(name: str, values: Any, given: Given | None) -> pa.Array | pa.Chu
     if is_arrow or hasattr(values, "__arrow_c_stream__") or hasattr(values, "__arrow_c_array__"):
         column = pa.chunked_array([values]) if isinstance(values, pa.Array) else pa.chunked_array(values)
         return _from_table(pa.table({name: column}), given, is_declared=is_arrow).column(0)
-    hint = None if given is None else given.type_of(name)
-    array = to_array(name, values, hint, copy=given is not None)
-    return _restored(array, name, given, is_declared=_is_declared(values))
+    if given is None:
+        return to_array(name, values)
+    source = given.name_of(values)
+    array = to_array(name, values, given.type_of(source or name), copy=True)
+    array = _restored(array, source or name, given, is_declared=_is_declared(values))
+    original = None if source is None else _unchanged(source, values, array, given)
+    return array if original is None else original
 
 
 def _is_declared(values: Any) -> bool:
@@ -171,7 +186,9 @@ def _restored(array: pa.Array, name: str, given: Given | None, *, is_declared: b
     hint = None if given is None else given.type_of(name)
     if given is None or hint is None or array.type.equals(hint):
         return array
-    categories = None if types.is_dictionary(array.type) else given.categories(name)
+    # A library's categories may be ordered by themselves, and then they are its function's choice.
+    is_chosen = types.is_dictionary(array.type) and is_declared
+    categories = None if is_chosen else given.categories(name)
     return restore(array, hint, is_declared=is_declared, categories=categories)
 
 
@@ -215,15 +232,22 @@ def _from_series(name: str, series: Any, given: Given | None) -> pa.Array | pa.C
     return given.memory.own(column)
 
 
-def _unchanged(name: str, series: Any, column: pa.ChunkedArray, given: Given) -> pa.ChunkedArray | None:
-    """Return the column that was given if it has come back: pandas cannot tell all nulls from NaN."""
-    original = given.column(name)
-    if len(original) != len(column):
+def _unchanged(name: str, values: Any, made: Any, given: Given) -> pa.ChunkedArray | None:
+    """Return the column that was given if its values have come back, and what was made of them may be less."""
+    kind = given.type_of(name)
+    if kind is None or given.rows.num_rows != len(made):
         return None
-    if not _has_floats(original.type) and column.type.equals(original.type) and column.equals(original):
-        return original
-    is_lossy = _has_floats(original.type) or original.type.num_fields or not column.type.equals(original.type)
-    return given.if_same(name, series) if is_lossy or types.is_time(original.type) else None
+    original = given.column(name)
+    is_float = types.is_floating(kind)
+    if made.type.equals(kind):
+        made = made if isinstance(made, pa.ChunkedArray) else pa.chunked_array([made])
+        if not _has_floats(kind) and made.equals(original):
+            return original
+        if is_float and not made.null_count and not original.null_count:
+            return None
+    # Nulls and NaN may have become one, integers floats, and what is nested, or a time of day, of fewer digits.
+    is_lossy = is_float or kind.num_fields or types.is_time(kind) or not made.type.equals(kind)
+    return given.if_same(name, values) if is_lossy else None
 
 
 def _has_floats(kind: pa.DataType) -> bool:

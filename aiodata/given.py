@@ -9,7 +9,6 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import types
 
-from aiodata.kinds import is_bytes, is_text
 from aiodata.memory import Memory
 
 
@@ -26,13 +25,14 @@ class Given:
         batch: The batch.
     """
 
-    __slots__ = ("_convert", "_make_rows", "_memory", "_names", "_rows", "_types", "batch")
+    __slots__ = ("_columns", "_convert", "_make_rows", "_memory", "_names", "_rows", "_types", "batch")
 
     def __init__(
         self, batch: Any, make_rows: Callable[[], pa.Table], convert: Callable[[pa.Table], Any] | None = None
     ) -> None:
-        """Look at nothing yet."""
+        """Note which arrays there are, for the function may put others in their places."""
         self.batch = batch
+        self._columns: dict[str, Any] = dict(batch) if isinstance(batch, dict) else {}
         self._make_rows = make_rows
         self._convert = convert
         self._rows: pa.Table | None = None
@@ -81,37 +81,34 @@ class Given:
     def name_of(self, values: Any) -> str | None:
         """Return which column of the batch an array is, itself and not a copy; None: none of them."""
         if self._names is None:
-            columns = self.batch if isinstance(self.batch, Mapping) else {}
-            self._names = {id(column): name for name, column in columns.items()}
+            self._names = {id(column): name for name, column in self._columns.items()}
         return self._names.get(id(values))
 
     def untouched(self, values: Any) -> pa.ChunkedArray | None:
-        """Return the column that an array of the batch was made of, if it cannot have been changed since."""
+        """Return the column that an array of the batch was made of, if nobody can have changed it since."""
         name = self.name_of(values)
-        kind = None if name is None else self.type_of(name)
-        if name is None or kind is None or not isinstance(values, np.ndarray):
+        if name is None or not isinstance(values, np.ndarray) or not _is_read_only(values):
             return None
-        if not _is_read_only(values):
-            return self.if_same(name, values)
-        if values.dtype.kind != "O" or _has_fixed_values(kind) or _have_read_only_values(values):
-            return self.column(name)
-        return self.if_same(name, values)
+        kind = self.type_of(name)
+        if kind is None or values.dtype.kind != "O" or _has_fixed_values(kind) or _have_read_only_values(values):
+            return None if kind is None else self.column(name)
+        return None
 
     def if_same(self, name: str, values: Any) -> pa.ChunkedArray | None:
         """Return a column if converting it once more gives just these values."""
-        if self._convert is None:
-            return None
-        fresh = self._convert(self.rows.select([name]))
+        fresh = self.convert(name)
         return self.column(name) if fresh is not None and is_same(fresh[name], values) else None
+
+    def convert(self, name: str) -> Any:
+        """Return a batch of one column, converted once more; None where that cannot be."""
+        return None if self._convert is None else self._convert(self.rows.select([name]))
 
 
 def _has_fixed_values(kind: pa.DataType) -> bool:
     """Whether a type's values are Python objects that nobody can change."""
-    if types.is_dictionary(kind) or types.is_run_end_encoded(kind):
+    if types.is_dictionary(kind):
         return _has_fixed_values(kind.value_type)
-    return bool(
-        is_text(kind) or is_bytes(kind) or types.is_decimal(kind) or types.is_temporal(kind) or types.is_boolean(kind)
-    )
+    return not getattr(kind, "storage_type", kind).num_fields
 
 
 def _is_read_only(values: np.ndarray[Any, Any]) -> bool:
@@ -146,4 +143,6 @@ def is_same(a: Any, b: Any) -> bool:
         return bool(a.hex() == b.hex())
     if hasattr(a, "to_numpy") and hasattr(a, "dtype"):
         return bool(a.dtype == b.dtype) and is_same(a.to_numpy(), b.to_numpy())
+    if hasattr(a, "__array__"):
+        return is_same(np.asarray(a), np.asarray(b))
     return a is b or bool(a == b)

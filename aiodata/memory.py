@@ -11,6 +11,8 @@ from pyarrow import types
 
 def copy_array(array: pa.Array) -> pa.Array:
     """Return a copy of an array of any type that shares no memory with it, and holds no other rows."""
+    if isinstance(array.type, pa.BaseExtensionType):
+        return pa.ExtensionArray.from_storage(array.type, copy_array(array.storage))
     if not _is_shared_by_concat(array.type):
         return pa.concat_arrays([array])
     batch = pa.record_batch([array], ["column"])

@@ -38,7 +38,7 @@ def restore(
         kind = _aim(array.type, hint, is_declared)
         if kind.equals(array.type):
             return array
-        if types.is_dictionary(kind) and not types.is_dictionary(array.type) and categories is not None:
+        if types.is_dictionary(kind) and categories is not None:
             return _encode(array, kind, categories)
         return cast_exactly(array, kind)
     except ValueError:
@@ -54,7 +54,7 @@ def _encode(array: pa.Array, kind: pa.DataType, categories: pa.Array) -> pa.Arra
     values = cast_exactly(array, kind.value_type)
     indices = pc.index_in(values, value_set=categories)
     if indices.null_count > values.null_count:
-        return cast_exactly(values, kind)
+        return cast_exactly(array, kind)
     return pa.DictionaryArray.from_arrays(cast_exactly(indices, kind.index_type), categories, ordered=kind.ordered)
 
 

@@ -67,23 +67,19 @@ def unify_schemas(named: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     Raises:
         SchemaError: A column has types that no type holds exactly, or two columns have one name.
     """
-    # Schemas are equal, and have one hash, whatever is known of their columns.
-    variants: dict[pa.Schema, list[tuple[pa.Schema, str]]] = {}
+    distinct: dict[bytes, tuple[str, pa.Schema]] = {}
     latest: pa.Schema | None = None
     for source, schema in named:
         # What wrote a file often leaves something about its rows there, so that no two are equal.
         bare = schema.remove_metadata()
         if latest is None or not bare.equals(latest, check_metadata=True):
             latest = bare
-            alike = variants.setdefault(bare, [])
-            if not any(one.equals(bare, check_metadata=True) for one, _ in alike):
-                alike.append((bare, source))
-    distinct = [one for alike in variants.values() for one in alike]
-    for schema, source in distinct:
-        if len(set(schema.names)) < len(schema.names):
-            raise SchemaError(f"{source} has several columns of one name: {duplicates(schema.names)}; rename them")
+            # Schemas are equal, as keys too, whatever is noted in their fields.
+            distinct.setdefault(bare.serialize().to_pybytes(), (source, bare))
     columns: dict[str, list[tuple[str, pa.Field]]] = {}
-    for schema, source in distinct:
+    for source, schema in distinct.values():
+        if twice := duplicates(schema.names):
+            raise SchemaError(f"{source} has several columns of one name: {twice}; rename them")
         for field in schema:
             columns.setdefault(field.name, []).append((source, field))
     return pa.schema([_unify_column(fields, len(distinct)) for fields in columns.values()])
@@ -99,7 +95,7 @@ def _unify_column(fields: Sequence[tuple[str, pa.Field]], num_schemas: int) -> p
         other = next((one for one in kinds if unify_types(first.type, one) is None), list(kinds)[-1])
         raise SchemaError(
             f"column {first.name!r} has types that do not go together: {first.type} in {first_source}, {other} in "
-            f"{kinds[other]}; cast one of them to the other's, or leave the column out"
+            f"{kinds[other]}; make one type (and for tensors, one shape) of them, or leave it out"
         )
     is_everywhere = len(fields) == num_schemas
     is_nullable = not is_everywhere or any(field.nullable for _, field in fields)
@@ -167,16 +163,19 @@ def _conform_column(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
     return cast
 
 
-def with_plain_types(table: pa.Table, *, keep_nested_dictionaries: bool = True) -> pa.Table:
+def with_plain_types(
+    table: pa.Table, *, keep_nested_dictionaries: bool = True, keep_metadata: bool = False
+) -> pa.Table:
     """Return the table with types that Arrow's kernels can work with, and no notes of other libraries in its fields.
 
     Args:
         table: Any table; returned as it is if there is nothing to change.
         keep_nested_dictionaries: As for `plain_type`.
+        keep_metadata: Whether to keep what other libraries have noted in the fields.
     """
     for index, field in enumerate(table.schema):
         kind = plain_type(field.type, keep_nested_dictionaries=keep_nested_dictionaries)
-        metadata = _own_metadata(field)
+        metadata = (field.metadata or {}) if keep_metadata else _own_metadata(field)
         if kind != field.type or len(metadata) < len(field.metadata or ()):
             plain = pa.field(field.name, kind, field.nullable, metadata or None)
             table = table.set_column(index, plain, cast_exactly(table.column(index), kind))
