@@ -144,8 +144,8 @@ def test_bad_argument_of_streaming_split_is_refused_before_ray_starts(call: Any,
             lambda: aiodata.range(1).map_batches(Same, concurrency=(1, True)),
             r"concurrency=\(1, True\) must be an integer",
         ),
-        (lambda: aiodata.range(1).map_batches(Same, concurrency=(1, 2, 3)), "must be an integer of at least 1, or"),
-        (lambda: aiodata.range(1).map_batches(Same, num_cpus=np.True_), "num_cpus=np.True_ must be a number"),
+        (lambda: aiodata.range(1).map_batches(Same, concurrency=(1, 2, 3)), "at least 1, or"),  # type: ignore[arg-type]
+        (lambda: aiodata.range(1).map_batches(Same, num_cpus=np.True_), "num_cpus=np.True_ must"),  # type: ignore[arg-type]
         (lambda: aiodata.range(1, num_blocks=0), "num_blocks=0 must be an integer of at least 1 or None"),
         (lambda: aiodata.from_arrow([]), "an empty table will do"),
         (lambda: aiodata.read_parquet([]), "must name at least one file"),
