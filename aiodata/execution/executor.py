@@ -138,6 +138,8 @@ class StreamingExecutor:
                         if node is not self._last:
                             outputs, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
                             streams.enter_context(outputs)
+                            # The operator closes it, unless its task never begins, as where the loop ends.
+                            streams.callback(close_and_drop, receive)
                             node.taken_by = Inputs(receive)
                             self._after(node).inputs.append(node.taken_by)
                         start(group, _run_operator, node, outputs, name=node.operator.counters.name)

@@ -207,12 +207,15 @@ class LocalActor:
             if not self._built.is_set():
                 self._error = AiodataError(f"an actor of {self._name} was stopped before its state was built")
                 self._built.set()
-            with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
-                for task in list(self._tasks):
-                    await task.wait_stopped()
-                await call_in_thread(partial(close, built), grace_s=self._runtime.close_timeout_s)
-            self._chain = ()
-            self._gone.set()
+            try:
+                with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
+                    for task in list(self._tasks):
+                        await task.wait_stopped()
+                    await call_in_thread(partial(close, built), grace_s=self._runtime.close_timeout_s)
+            finally:
+                # Also where a loop that ends cancels each task once more, from which nothing shields.
+                self._chain = ()
+                self._gone.set()
 
     async def _build(self) -> Chain:
         try:
