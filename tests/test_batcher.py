@@ -125,7 +125,7 @@ def test_block_of_nulls_joins_one_with_values(fmt: str, value: object) -> None:
     blocks = [pa.table({"x": [value, value]}), pa.table({"x": pa.nulls(2)})]
     [batch] = cut(Batcher(get_format(fmt), 4), blocks)
     values = batch["x"].to_pylist() if fmt == "pyarrow" else list(batch["x"])
-    assert [None if one is None or one != one else one for one in values] == [value, value, None, None]
+    assert [None if str(one) in {"nan", "--", "<NA>", "None"} else one for one in values] == [value] * 2 + [None] * 2
 
 
 @pytest.mark.parametrize("fmt", FORMATS)
@@ -142,13 +142,18 @@ def test_tensors_with_and_without_nulls_join(fmt: str) -> None:
     blocks = [pa.table({"v": pa.array([[1.0, 2.0]], kind)}), pa.table({"v": pa.array([None, [3.0, 4.0]], kind)})]
     [batch] = cut(Batcher(get_format(fmt), 3), blocks)
     values = batch["v"].to_pylist() if fmt == "pyarrow" else list(batch["v"])
-    assert [None if one is None else list(map(float, one)) for one in values] == [[1, 2], None, [3, 4]]
+    # Numpy's tensors are dense: a null one is full of NaN.
+    assert [None if one is None or np.isnan(one[0]) else list(map(float, one)) for one in values] == [
+        [1, 2],
+        None,
+        [3, 4],
+    ]
 
 
-@pytest.mark.parametrize("fmt", ["pyarrow", "polars"])
+@pytest.mark.parametrize("fmt", FORMATS)
 def test_types_that_do_not_go_together_are_a_value_error_that_says_so(fmt: str) -> None:
     blocks = [pa.table({"x": [1]}), pa.table({"x": pa.array([[1, 2]], pa.list_(pa.int64(), 2))})]
-    with pytest.raises(ValueError, match=r"schemas that do not go together: \S"):
+    with pytest.raises(ValueError, match=r"'x' is fixed_size_list.*, but int64 in the rows before"):
         cut(Batcher(get_format(fmt), 2), blocks)
 
 
@@ -156,7 +161,7 @@ def test_tensors_of_two_shapes_are_a_value_error_that_names_the_column() -> None
     blocks = [
         pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((1, width)))}) for width in (2, 3)
     ]
-    with pytest.raises(ValueError, match=r"'image'.*float64\[2\].*float64\[3\]"):
+    with pytest.raises(ValueError, match=r"'image'.*shape=\[3\].*shape=\[2\].* in the rows before"):
         cut(Batcher(get_format("numpy"), 2), blocks)
 
 

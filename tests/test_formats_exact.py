@@ -160,7 +160,9 @@ def kept_moment(value: Any, kind: pa.DataType) -> int:
         days = (value - EPOCH.date()).days
         return days if pa.types.is_date32(kind) else days * 86_400_000
     if isinstance(value, dt.time):
-        value = dt.timedelta(hours=value.hour, minutes=value.minute, seconds=value.second, microseconds=value.microsecond)
+        value = dt.timedelta(
+            hours=value.hour, minutes=value.minute, seconds=value.second, microseconds=value.microsecond
+        )
     if isinstance(value, dt.datetime):
         assert (value.tzinfo is None) == (kind.tz is None)
         value = (value if value.tzinfo else value.replace(tzinfo=dt.UTC)) - EPOCH
