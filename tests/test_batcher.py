@@ -10,9 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiodata.formats import cost
 from aiodata.batcher import Batcher
-from aiodata.formats import get_format
+from aiodata.formats import cost, get_format
 from tests.strategies import Row, Shape, blocks_of, expected_rows, num_rows_of, shapes
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars"]

@@ -18,10 +18,10 @@ from hypothesis import strategies as st
 
 from aiodata import OptionError
 from aiodata.block import as_block
+from aiodata.formats import get_format
 from aiodata.formats.columns import column_to_numpy
 from aiodata.formats.polars import PolarsFormat
 from aiodata.schemas import mark_nulls
-from aiodata.formats import get_format
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars", "torch"]
 
