@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aiodata.batcher import Batcher
 from aiodata.formats import cost, get_format
+from aiodata.schemas import mark_nulls
 from tests.strategies import Row, Shape, blocks_of, expected_rows, num_rows_of, shapes
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars"]
@@ -161,6 +162,22 @@ def test_tensors_of_two_shapes_are_a_value_error_that_names_the_column() -> None
         pa.table({"image": pa.FixedShapeTensorArray.from_numpy_ndarray(np.zeros((1, width)))}) for width in (2, 3)
     ]
     with pytest.raises(ValueError, match=r"'image'.*shape=\[3\].*shape=\[2\].* in the rows before"):
+        cut(Batcher(get_format("numpy"), 2), blocks)
+
+
+@pytest.mark.parametrize("fmt", FORMATS)
+def test_blocks_of_other_types_become_of_the_first_ones(fmt: str) -> None:
+    known = pa.schema([mark_nulls(pa.field("x", pa.int64()), has_nulls=True)])
+    blocks = [pa.table({"x": [1]}, schema=known), pa.table({"x": [2]}), pa.table({"x": pa.array([3], pa.int8())})]
+    batches = cut(Batcher(get_format(fmt), 1), blocks)
+    columns = [batch["x"] for batch in batches]
+    assert len({(type(one), str(getattr(one, "dtype", None) or one.type)) for one in columns}) == 1
+    assert [int(str(one[0])) for one in columns] == [1, 2, 3]
+
+
+def test_values_that_the_first_blocks_type_cannot_hold_are_a_value_error_that_names_the_column() -> None:
+    blocks = [pa.table({"x": pa.array([1], pa.int8())}), pa.table({"x": [2**60]})]
+    with pytest.raises(ValueError, match=r"'x' is int64, but int8 in the rows before"):
         cut(Batcher(get_format("numpy"), 2), blocks)
 
 

@@ -180,8 +180,8 @@ def render() -> dict[str, str]:
 def filled(page: str) -> str:
     """The page with its tables made anew."""
     for name, table in render().items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- end -->)"
-        page = re.sub(pattern, lambda match, table=table: f"{match[1]}{table}\n{match[2]}", page, flags=re.DOTALL)
+        before, rest = page.split(f"<!-- {name} -->\n")
+        page = f"{before}<!-- {name} -->\n{table}\n{rest[rest.index('<!-- end -->') :]}"
     return page
 
 
