@@ -75,15 +75,15 @@ class TorchFormat(Costed):
 
     def _to_tensor(self, field: pa.Field, array: pa.Array) -> Any:
         name, kind = field.name, field.type
-        dtype = self._dtypes.get(name, self._dtype)
         with blaming(name, kind):
             column = column_to_numpy(array)
-            if column.dtype.kind not in "biuf":
-                raise ValueError(
-                    "torch has no tensors for this: leave it out with select_columns, convert it with map_batches, or "
-                    "give a collate_fn, which gets numpy columns"
-                )
-            return self._own_tensor(_without_masks(column, dtype, name, may_be_null=has_nulls(field)), dtype)
+        if column.dtype.kind not in "biuf":
+            raise ValueError(
+                f"column {name!r} is {kind}, which torch has no tensors for: leave it out with select_columns, convert "
+                "it with map_batches, or give a collate_fn, which gets numpy columns"
+            )
+        dtype = self._dtypes.get(name, self._dtype)
+        return self._own_tensor(_without_mask(column, dtype, field), dtype)
 
     def _own_tensor(self, column: Array, dtype: Any = None) -> Any:
         kind = column.dtype if dtype is None else _numpy_type(dtype)
@@ -101,30 +101,29 @@ class TorchFormat(Costed):
         return self._own_tensor(np.concatenate([one.float().numpy() for one in tensors]), tensors[0].dtype)
 
 
-def _without_masks(column: Array, dtype: Any, name: str, *, may_be_null: bool | None) -> Array:
-    """Return the column with NaN for null, where its type has that in every batch.
+def _without_mask(column: Array, dtype: Any, field: pa.Field) -> Array:
+    """Return the column with NaN for null, where its tensors are of a type that has NaN in every batch.
 
     Raises:
         ValueError: It has nulls, and no NaN.
     """
-    has_nan = dtype is not None and (dtype.is_floating_point or dtype.is_complex)
-    mask = np.ma.getmaskarray(column) if isinstance(column, np.ma.MaskedArray) else None
     data: Array = np.ma.getdata(column)
-    if dtype is not None and not has_nan:
-        if (mask is not None and mask.any()) or (data.dtype.kind == "f" and np.isnan(data).any()):
-            raise ValueError(f"there are nulls or NaN, but {dtype} has none; fill them, or ask for a float type")
+    mask = np.ma.getmaskarray(column) if np.ma.is_masked(column) else None
+    if dtype is None and has_nulls(field) and data.dtype.kind != "f":
+        with blaming(field.name, field.type):
+            return to_floats(data, mask)
+    has_nan = dtype is None or dtype.is_floating_point or dtype.is_complex
+    if not has_nan and (mask is not None or (data.dtype.kind == "f" and np.isnan(data).any())):
+        raise ValueError(
+            f"column {field.name!r} has nulls or NaN, but {dtype} none; fill them, or ask for a float type"
+        )
+    if mask is None:
         return data
-    if data.dtype.kind == "f":
-        return data
-    if dtype is None and may_be_null:
-        return to_floats(data, mask)
-    if mask is None or not mask.any():
-        return data
-    if has_nan:
+    if dtype is not None:
         return np.where(mask, np.nan, data)
     raise ValueError(
-        "there are nulls, and tensors of this type have none: fill them with map_batches, or give "
-        f"dtypes={{{name!r}: torch.float64}}, which has NaN for them"
+        f"column {field.name!r} is {field.type} with nulls, which tensors of its type cannot hold: fill them with "
+        f"map_batches, or give dtypes={{{field.name!r}: torch.float64}}, which has NaN for them"
     )
 
 
