@@ -185,6 +185,6 @@ class Decoder:
         for batch in self._file.iter_batches(batch_rows, row_groups=[group], columns=self._columns, use_threads=False):
             position += batch.num_rows
             if not self._layout.has_dictionaries:
-                self._largest_row_bytes = max(self._largest_row_bytes, batch.nbytes / batch.num_rows)
+                self._largest_row_bytes = max(self._largest_row_bytes, batch.nbytes / max(1, batch.num_rows))
             if position > start:
                 yield batch.slice(max(0, batch.num_rows - (position - start)))

@@ -174,6 +174,22 @@ def test_reading_goes_on_from_wherever_it_ended(
         done += chunk.table.num_rows
 
 
+def test_rows_of_row_groups_that_are_read_together_are_named_by_their_own(tmp_path: Path) -> None:
+    write(tmp_path / "a.parquet", pa.array(range(25)), row_group_size=10)
+    [chunk] = piece_of(tmp_path).read(0, 0, MIB)
+    path = tmp_path / "a.parquet"
+    for start, count, source, rows in (
+        (0, 25, "row groups 0 to 2", (0, 25)),
+        (3, 4, "row group 0", (3, 7)),
+        (10, 10, "row group 1", (0, 10)),
+        (12, 13, "row groups 1 to 2", (2, 15)),
+        (20, 0, "row group 2", (0, 0)),
+    ):
+        origin = chunk.origin.slice(start, count)
+        assert (origin.source, origin.rows) == (f"{path}, {source}", rows)
+    assert chunk.origin.slice(12, 13).slice(9, 2).source == f"{path}, row group 2"
+
+
 def test_rows_of_which_no_column_is_read_go_on_from_anywhere(tmp_path: Path) -> None:
     (tmp_path / "k=1").mkdir()
     pq.write_table(pa.table({"c": range(50)}), tmp_path / "k=1" / "a.parquet", row_group_size=20)

@@ -295,7 +295,7 @@ def test_filter_by_position_is_about_the_columns_of_the_dataset(tmp_path: Path) 
     assert [chunk.table.to_pylist() for chunk in piece.read(0, 0, 1 << 20)] == [[{"b": 2}]]
 
 
-def int96(path: Path, *values: dt.datetime | pd.Timestamp, kind: pa.DataType = US) -> Path:
+def int96(path: Path, *values: dt.datetime | pd.Timestamp | None, kind: pa.DataType = US) -> Path:
     table = pa.table({"i": list(range(len(values))), "t": pa.array(values, kind)})
     pq.write_table(table, path, use_deprecated_int96_timestamps=True, row_group_size=2)
     return path
