@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from aiodata.kinds import are_alike_tensors, is_bytes, is_permuted, is_extension, is_list_like, is_text, plain_type
+from aiodata.kinds import are_alike_tensors, is_bytes, is_extension, is_list_like, is_permuted, is_text, plain_type
 
 
 def cast_exactly(column: Any, kind: pa.DataType) -> Any:

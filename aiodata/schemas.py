@@ -60,19 +60,19 @@ def unify_schemas(named: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     Raises:
         SchemaError: A column has types that no type holds exactly, or two columns have one name.
     """
-    distinct: dict[pa.Schema, str] = {}
+    distinct: dict[bytes, tuple[str, pa.Schema]] = {}
     latest: pa.Schema | None = None
     for source, schema in named:
         # What wrote a file often leaves something about its rows there, so that no two are equal.
         bare = schema.remove_metadata()
         if latest is None or not bare.equals(latest, check_metadata=True):
             latest = bare
-            distinct.setdefault(bare, source)
-    for schema, source in distinct.items():
-        if len(set(schema.names)) < len(schema.names):
-            raise SchemaError(f"{source} has several columns of one name: {duplicates(schema.names)}; rename them")
+            # Schemas are equal, as keys too, whatever is noted in their fields.
+            distinct.setdefault(bare.serialize().to_pybytes(), (source, bare))
     columns: dict[str, list[tuple[str, pa.Field]]] = {}
-    for schema, source in distinct.items():
+    for source, schema in distinct.values():
+        if twice := duplicates(schema.names):
+            raise SchemaError(f"{source} has several columns of one name: {twice}; rename them")
         for field in schema:
             columns.setdefault(field.name, []).append((source, field))
     return pa.schema([_unify_column(fields, len(distinct)) for fields in columns.values()])
@@ -88,7 +88,7 @@ def _unify_column(fields: Sequence[tuple[str, pa.Field]], num_schemas: int) -> p
         other = next((one for one in kinds if unify_types(first.type, one) is None), list(kinds)[-1])
         raise SchemaError(
             f"column {first.name!r} has types that do not go together: {first.type} in {first_source}, {other} in "
-            f"{kinds[other]}; cast one of them to the other's, or leave the column out"
+            f"{kinds[other]}; make one type (and for tensors, one shape) of them, or leave it out"
         )
     is_everywhere = len(fields) == num_schemas
     is_nullable = not is_everywhere or any(field.nullable for _, field in fields)

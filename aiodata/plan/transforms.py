@@ -172,7 +172,7 @@ class MapBatches:
                     output = next(outputs, _END)
                     if output is _END:
                         break
-                    table = as_block(output)
+                    table = as_block(output, given=batch.given)
                 is_row_by_row = not yields_many and table.num_rows == batch.num_rows
                 yield table, origin if is_row_by_row else origin.without_rows()
         except AiodataError as error:

@@ -248,7 +248,7 @@ def test_missing_column_is_named_with_its_operator() -> None:
 
 def test_result_that_is_no_block_is_named_with_what_works() -> None:
     piece = TablePiece(ids(0, 3), Origin("t", (0, 3)))
-    with pytest.raises(TaskError, match=r"failed on t, rows 0-2: TypeError: can not make a block of NoneType"):
+    with pytest.raises(TaskError, match=r"failed on t, rows 0-2: TypeError: cannot make a block of NoneType"):
         outputs_of(Work((piece,), UNLIMITED), [MapBatches(lambda batch: None, None, "numpy")])
 
 
