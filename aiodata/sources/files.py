@@ -183,16 +183,18 @@ def _match(tree: Tree, path: str) -> _Match | None:
     return _Match(None, [[_readable(node)]])
 
 
-def _match_glob(tree: Tree, pattern: str) -> _Match:
-    """Match as shells do: a star stays within one directory, two stars cross them."""
+def _match_glob(tree: Tree, pattern: str) -> _Match | None:
+    """Match as shells do: a star stays within one directory, two stars cross them. None: it is no pattern."""
     parts = pattern.split("/")
     prefix = ""
-    for fixed, part in enumerate(parts):  # noqa: B007 - the first part that is a pattern: there is one.
+    for fixed, part in enumerate(parts):  # noqa: B007 - it ends at the first part that is a pattern.
         if _is_magic(part) and tree.look(prefix + part) is None:
             break
         prefix += f"{part}/"
+    else:
+        return None
     base = tree.look(prefix)
-    if base is None or base.kind is not NodeKind.DIRECTORY:
+    if base is None or _readable(base).kind is not NodeKind.DIRECTORY:
         return _Match(base, [])
     patterns = parts[fixed:]
     if len(patterns) > 1 or "**" in patterns:
