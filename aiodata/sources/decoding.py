@@ -20,6 +20,11 @@ _UNSURE_ROWS = 16_384
 # With fewer rows at a time decoding gets slower, so it is begun anew once it is seen that more may be.
 _FEW_ROWS = 2_048
 
+_GROWTH = 64
+
+# Fewer rows than this are decoded at a time only once it is seen that they are large.
+_FIRST_ROWS = 4
+
 # How wrong the size of the rows that are decoded at a time may be before it is changed.
 _TOLERANCE = 4
 
@@ -56,6 +61,8 @@ class Decoder:
         self._chunk_bytes = chunk_bytes
         # By how much the last estimates were wrong.
         self._correction = 1.0
+        # The most that rows of the current row group have taken, on the average of those that were decoded together.
+        self._largest_row_bytes = 0.0
         # What is being decoded, for errors.
         self._place = "it"
 
@@ -98,7 +105,7 @@ class Decoder:
                 row_bytes = size / info.num_rows
                 rows = max(1, int(self._chunk_bytes / max(1.0, row_bytes)))
                 yield from self._parts(
-                    group, info.num_rows, row, rows if is_sure else min(rows, _UNSURE_ROWS), row_bytes
+                    group, info.num_rows, row, rows if is_sure else min(max(_FIRST_ROWS, rows), _UNSURE_ROWS), row_bytes
                 )
                 row = 0
         if run:
@@ -123,6 +130,7 @@ class Decoder:
         gathered: list[pa.RecordBatch] = []
         gathered_bytes = 0.0
         self._place = f"row group {group}"
+        self._largest_row_bytes = 0.0
         while start < num_rows:
             next_rows = batch_rows
             try:
@@ -163,8 +171,12 @@ class Decoder:
         fitting = int(self._chunk_bytes * part_rows / max(1.0, part_bytes))
         if part_bytes > _TOLERANCE * self._chunk_bytes and batch_rows > 1:
             return max(1, min(fitting, batch_rows - 1))
-        if batch_rows < _FEW_ROWS and fitting >= _TOLERANCE * batch_rows and rows_left > 8 * batch_rows:
-            return min(fitting, _UNSURE_ROWS)
+        if batch_rows < _FEW_ROWS and rows_left > 8 * batch_rows:
+            # The next rows may be unlike the first ones; and those that were large are decoded again to get past them.
+            most = int(_TOLERANCE * self._chunk_bytes / max(1.0, self._largest_row_bytes))
+            more_rows = min(fitting, most, _GROWTH * batch_rows, _UNSURE_ROWS)
+            if more_rows >= _TOLERANCE * batch_rows:
+                return more_rows
         return batch_rows
 
     def _batches(self, group: int, start: int, batch_rows: int) -> Iterator[pa.RecordBatch]:
@@ -172,5 +184,7 @@ class Decoder:
         position = 0
         for batch in self._file.iter_batches(batch_rows, row_groups=[group], columns=self._columns, use_threads=False):
             position += batch.num_rows
+            if not self._layout.has_dictionaries:
+                self._largest_row_bytes = max(self._largest_row_bytes, batch.nbytes / max(1, batch.num_rows))
             if position > start:
                 yield batch.slice(max(0, batch.num_rows - (position - start)))

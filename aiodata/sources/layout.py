@@ -16,6 +16,9 @@ import pyarrow as pa
 _OFFSET_BYTES = 4
 _VALIDITY_BYTES = 1 / 8
 
+# Bounds of up to this many bytes take little of a page.
+_SHORT_BYTES = 64
+
 # Encodings whose values may be far larger than what they take in the file.
 _COMPACT = frozenset({"PLAIN_DICTIONARY", "RLE_DICTIONARY", "DELTA_BYTE_ARRAY"})
 
@@ -125,4 +128,8 @@ def _variable_bytes(chunk: Any) -> tuple[float, bool]:
     indices = chunk.total_compressed_size - (chunk.data_page_offset - dictionary_start) if has_pages else 0
     entries = max(0, uncompressed - max(0, indices))
     bits = min(24, 8 * max(0, indices) // max(1, num_values))
+    statistics = chunk.statistics
+    if statistics is not None and statistics.has_min_max:
+        # They are in the pages, too, and would pass for indices.
+        bits = bits if len(statistics.min_raw) + len(statistics.max_raw) <= _SHORT_BYTES else 0
     return max(uncompressed, num_values * entries / 2 ** max(0, bits - 1)), False

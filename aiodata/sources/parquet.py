@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -37,6 +38,42 @@ PARQUET = FileKind("Parquet", (".parquet", ".parq", ".pq"))
 
 # Footers that are read before the first row: of more files, so many decide the schema, the others are checked.
 _MAX_FOOTERS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsOrigin(Origin):
+    """Several row groups that were read together; a part of their rows may be of one.
+
+    Attributes:
+        path: The file.
+        first: The first row group.
+        starts: The first row of each row group, counted from the start of `first`.
+    """
+
+    path: str
+    first: int
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: str, first: int, last: int, metadata: pq.FileMetaData) -> GroupsOrigin:
+        """Return where the rows of some row groups came from; those between may be left out, with all their rows."""
+        counts = (metadata.row_group(group).num_rows for group in range(first, last + 1))
+        *starts, num_rows = accumulate(counts, initial=0)
+        return cls(f"{path}, row groups {first} to {last}", (0, num_rows), path, first, tuple(starts))
+
+    def slice(self, start: int, num_rows: int) -> Origin:
+        """Narrow the origin to `num_rows` rows from `start`, and to the row groups that these are of."""
+        assert self.rows is not None
+        begin = self.rows[0] + start
+        end = begin + num_rows
+        low, high = (bisect_right(self.starts, row) - 1 for row in (begin, max(begin, end - 1)))
+        base = self.starts[low]
+        rows = (begin - base, end - base)
+        if low == high:
+            return Origin(f"{self.path}, row group {self.first + low}", rows)
+        starts = tuple(one - base for one in self.starts[low : high + 1])
+        source = f"{self.path}, row groups {self.first + low} to {self.first + high}"
+        return GroupsOrigin(source, rows, self.path, self.first + low, starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,12 +142,12 @@ class ParquetPiece:
         for decoded in decoder.decode(groups, early):
             if scan.filter is None or decoded.group != unit:
                 unit, position = decoded.group, decoded.row
-            origin = self._origin(decoded)
+            origin = self._origin(decoded, metadata)
             table = scan.shape(self.file.path, decoded.table, view, constants)
             del decoded
             if scan.filter is not None:
-                table = self._filter(table, origin)
                 origin = origin.without_rows()
+                table = self._filter(table, origin)
             skipped = min(late, table.num_rows)
             late -= skipped
             table = scan.select(table).slice(skipped)
@@ -131,10 +168,11 @@ class ParquetPiece:
         with blame(f"filter({self.scan.filter})", origin):
             return filter_table(table, self.scan.filter)
 
-    def _origin(self, decoded: Decoded) -> Origin:
-        first, last = decoded.group, decoded.last_group
-        groups = f"row group {first}" if first == last else f"row groups {first} to {last}"
-        return Origin(f"{self.file.path}, {groups}", (decoded.row, decoded.row + decoded.table.num_rows))
+    def _origin(self, decoded: Decoded, metadata: pq.FileMetaData) -> Origin:
+        rows = (decoded.row, decoded.row + decoded.table.num_rows)
+        if decoded.group == decoded.last_group:
+            return Origin(f"{self.file.path}, row group {decoded.group}", rows)
+        return GroupsOrigin.of(self.file.path, decoded.group, decoded.last_group, metadata)
 
     def _nothing(self) -> Chunk:
         return Chunk(self.first, 0, self.scan.schema.empty_table(), Origin(self.file.path, (0, 0)))

@@ -59,7 +59,10 @@ def atoms(draw: st.DrawFn) -> pc.Expression:
     name = draw(st.sampled_from([*COLUMNS, "m"]))
     column = pc.field("m", "x") if name == "m" else pc.field(name)
     kind, values = COLUMNS["x" if name == "m" else name]
-    value = pa.scalar(draw(st.sampled_from(values)), kind)
+    value: Any = pa.scalar(draw(st.sampled_from(values)), kind)
+    if name in "xyiu" and draw(st.booleans()):
+        # What a user writes has another type, often.
+        value = draw(st.sampled_from([0, 1, -3, 2**40, 0.0, -0.0, 1.5, NAN]))
     kinds = ["==", "!=", "<", "<=", ">", ">=", "isin", "null", "valid"]
     match draw(st.sampled_from([*kinds, "nan", "nan_is_null"] if pa.types.is_floating(kind) else kinds)):
         case "==":
@@ -75,6 +78,8 @@ def atoms(draw: st.DrawFn) -> pc.Expression:
         case ">=":
             return column >= value
         case "isin":
+            if not isinstance(value, pa.Scalar):
+                return column.isin([value])
             some = draw(st.lists(st.sampled_from([*values, None]), max_size=3))
             return column.isin(pa.array(some, kind))
         case "null":
@@ -128,7 +133,11 @@ def text(table: pa.Table) -> list[str]:
 def test_rows_are_those_that_the_filter_keeps_in_memory(table: pa.Table, expression: pc.Expression) -> None:
     with tempfile.TemporaryDirectory() as folder:
         path = write(table, Path(folder) / "a.parquet")
-        assert text(read(path, expression)) == text(filter_table(table, expression))
+        try:
+            expected = filter_table(table, expression)
+        except pa.ArrowException:
+            return
+        assert text(read(path, expression)) == text(expected)
 
 
 @pytest.mark.slow
