@@ -6,6 +6,7 @@ Types are compared, never values, so that the outcome is the same however rows a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import lru_cache
 
 import pyarrow as pa
 from pyarrow import types
@@ -304,3 +305,46 @@ def _plain(kind: pa.DataType, keeps: bool, *, is_nested: bool) -> pa.DataType:
     if types.is_large_list(kind) or types.is_large_list_view(kind):
         return pa.large_list(plain(kind.value_field))
     return kind
+
+
+@lru_cache(maxsize=4096)
+def has_unknown_parts(kind: pa.DataType) -> bool:
+    """Whether values of a type are all null, or hold such values: then it says nothing of what others may be."""
+    if types.is_null(kind):
+        return True
+    if types.is_dictionary(kind):
+        return has_unknown_parts(kind.value_type)
+    kind = getattr(kind, "storage_type", kind)
+    return any(has_unknown_parts(kind.field(index).type) for index in range(kind.num_fields))
+
+
+def refine_type(kind: pa.DataType, other: pa.DataType) -> pa.DataType | None:
+    """Return a type with what it leaves unknown as in another; None: they differ in what is known.
+
+    Example:
+        >>> refine_type(pa.list_(pa.null()), pa.list_(pa.int64()))
+        ListType(list<item: int64>)
+    """
+    if kind == other or types.is_null(other):
+        return kind
+    if types.is_null(kind):
+        return other
+    if not has_unknown_parts(kind) and not has_unknown_parts(other):
+        return None
+    unified = unify_types(kind, other)
+    if unified is None:
+        return None
+    # What unifying has done beside filling in is more than that: then one of the two differs in what is known.
+    return unified if _fills(kind, unified) and _fills(other, unified) else None
+
+
+def _fills(kind: pa.DataType, filled: pa.DataType) -> bool:
+    """Whether a type is another one but for what it leaves unknown."""
+    if kind == filled or types.is_null(kind):
+        return True
+    if kind.id != filled.id or kind.num_fields != filled.num_fields or not kind.num_fields:
+        return False
+    if types.is_fixed_size_list(kind) and kind.list_size != filled.list_size:
+        return False
+    pairs = [(kind.field(index), filled.field(index)) for index in range(kind.num_fields)]
+    return all(a.name == b.name and _fills(a.type, b.type) for a, b in pairs)

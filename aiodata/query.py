@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
@@ -14,6 +14,7 @@ from aiodata.concurrency import ask_in_thread, start
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
+from aiodata.execution.learning import MAX_ROWS
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Limit, Plan, Read
 from aiodata.plan.optimize import push_down
@@ -32,8 +33,11 @@ async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
     schema = await _ask(partial(find_plan_schema, plan, _skip(options)))
     if schema is not None:
         return schema
-    unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
-    executor = await _run(unlimited.then(Limit(1)), options, _ignore)
+    # As many rows as the run itself would look at, so that the answer is what its batches have.
+    executor = await _run(plan.then(Limit(MAX_ROWS)), options, _is_enough)
+    if executor.schema is None:
+        unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
+        executor = await _run(unlimited.then(Limit(MAX_ROWS)), options, _is_enough)
     return executor.schema if executor.schema is not None else pa.schema([])
 
 
@@ -51,9 +55,10 @@ async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
                 return min([known, *limits])
     total = 0
 
-    async def add(bundle: RefBundle) -> None:
+    def add(bundle: RefBundle) -> bool:
         nonlocal total
         total += bundle.num_rows
+        return False
 
     await _run(plan, options, add)
     return total
@@ -72,14 +77,12 @@ async def _ask(question: Callable[[], _T]) -> _T:
     return await ask_in_thread(question)
 
 
-async def _ignore(bundle: RefBundle) -> None:
-    pass
+def _is_enough(bundle: RefBundle) -> bool:
+    return True
 
 
-async def _run(
-    plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], Awaitable[None]]
-) -> StreamingExecutor:
-    """Run a plan and visit its bundles."""
+async def _run(plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool]) -> StreamingExecutor:
+    """Run a plan and visit its bundles, until one is enough."""
     try:
         async with choose_runtime(options)() as runtime:
             executor = StreamingExecutor(plan, runtime, options)
@@ -87,7 +90,9 @@ async def _run(
             async with send, receive, anyio.create_task_group() as group:
                 start(group, executor.run, send)
                 async for bundle in receive:
-                    await visit(bundle)
+                    if visit(bundle):
+                        group.cancel_scope.cancel()
+                        break
             return executor
     except Exception as error:  # noqa: BLE001 - raised again below, without the groups around it.
         failure = unwrap(error)

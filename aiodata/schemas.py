@@ -8,8 +8,8 @@ from difflib import get_close_matches
 import pyarrow as pa
 
 from aiodata.casts import cast_exactly as cast_exactly
+from aiodata.kinds import has_unknown_parts, refine_type, unify_all_types
 from aiodata.kinds import plain_type as plain_type
-from aiodata.kinds import unify_all_types
 from aiodata.kinds import unify_types as unify_types
 
 # The keys in a field's metadata, which comparisons of schemas ignore.
@@ -115,6 +115,26 @@ def _common_metadata(fields: Sequence[pa.Field]) -> dict[bytes, bytes]:
 def _own_metadata(field: pa.Field) -> dict[bytes, bytes]:
     metadata = field.metadata or {}
     return {k: v for k, v in metadata.items() if k in (_NULLS, _CATEGORIES) or k.startswith(_EXTENSION)}
+
+
+def is_known(schema: pa.Schema) -> bool:
+    """Whether a schema says of each column what its values are; it does not where all that were seen are null."""
+    return not any(has_unknown_parts(kind) for kind in schema.types)
+
+
+def refine_schema(schema: pa.Schema, other: pa.Schema) -> pa.Schema | None:
+    """Return a schema with what it leaves unknown as in another; None: they differ in what is known."""
+    if schema.equals(other):
+        return schema
+    if schema.names != other.names or (is_known(schema) and is_known(other)):
+        return None
+    fields = []
+    for field, its in zip(schema, other, strict=True):
+        kind = refine_type(field.type, its.type)
+        if kind is None:
+            return None
+        fields.append(field.with_type(kind))
+    return pa.schema(fields)
 
 
 def conform(table: pa.Table, schema: pa.Schema) -> pa.Table:

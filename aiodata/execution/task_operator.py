@@ -21,7 +21,7 @@ from aiodata.execution.context import RunContext
 from aiodata.execution.counters import OperatorCounters
 from aiodata.execution.data_op_task import DataOpTask
 from aiodata.execution.jobs import JobQueue
-from aiodata.execution.learning import SchemaLearning
+from aiodata.execution.learning import MAX_ROWS, SchemaLearning
 from aiodata.execution.operators import Inputs, Output
 from aiodata.execution.ordering import OutputOrder
 from aiodata.execution.pacing import Pacing
@@ -94,6 +94,8 @@ class TaskOperator:
         # What tasks have taken for granted that is not known to be true, and ends that wait for that, by job.
         self._claims: dict[int, tuple[DataOpTask, Schemas]] = {}
         self._ends: dict[int, tuple[DataOpTask, TaskEnd]] = {}
+        # What has left the order, and waits for the schemas to be known.
+        self._early: deque[RefBundle] = deque()
         self._input_schema: pa.Schema | None = None
         in_order = run.options.preserve_order or starts_in_order or not self._learning.is_complete
         self._order = OutputOrder(preserve=in_order, max_jobs_ahead=workers.max_tasks)
@@ -193,6 +195,9 @@ class TaskOperator:
                 # An operator before it may be next now.
                 self._run.budget.tell_refused()
                 if self._jobs.is_complete:
+                    if self.is_learning:
+                        self._end_learning()
+                        await self._send_outputs(output)
                     return
             await self._wakeup.wait()
             turn = Turn()
@@ -245,8 +250,15 @@ class TaskOperator:
         pacing = self._pacing
         job = self._jobs.take(self._workers.num_free, pacing.blocks_worth_a_task, pacing.blocks_per_job)
         task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, expected_bytes)
-        known = self._learning.schemas
-        work = Work(job.pieces, cuts, job.start, self._run.skipped.num_left, known, self._input_schema)
+        work = Work(
+            job.pieces,
+            cuts,
+            job.start,
+            self._run.skipped.num_left,
+            self._learning.schemas,
+            self._learning.is_complete,
+            self._input_schema,
+        )
         task.handle = self._workers.submit(work, job.refs, self._tell)
         self._running[task.handle] = task
         self.counters.tasks += 1
@@ -280,7 +292,7 @@ class TaskOperator:
             return
         self.counters.add(metadata)
         if metadata.block.num_rows:
-            self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._outputs)
+            self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._released)
             self._leave_order()
 
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
@@ -326,7 +338,7 @@ class TaskOperator:
         if end.rest is not None:
             self._jobs.add_rest(task.job.rest(end.rest))
         else:
-            self._order.finish(task.job.number, self._outputs)
+            self._order.finish(task.job.number, self._released)
             self._leave_order()
 
     def _note_claims(self, task: DataOpTask, learned: Schemas) -> None:
@@ -359,18 +371,34 @@ class TaskOperator:
                 if self._ends.pop(number, None) is not None:
                     self._jobs.add_rest(task.job)
 
+    @property
+    def _released(self) -> deque[RefBundle]:
+        """Where bundles go that may leave, as far as their order is concerned."""
+        return self._early if self.is_learning else self._outputs
+
     def _leave_order(self) -> None:
-        """Send on what comes as it comes, if that may be, once the first rows in the order of the input are out."""
+        """Let go of what waited for the schemas, if they are known now; then of the order, if none is asked for."""
+        if self.is_learning and sum(bundle.num_rows for bundle in self._early) >= MAX_ROWS:
+            self._end_learning()
+        if self._early and not self.is_learning:
+            schema = self._learning.output_schema()
+            self._outputs += [one if schema is None else one.conformed(schema) for one in self._early]
+            self._early.clear()
         may_leave = self._order.preserves and not self._run.options.preserve_order
         if may_leave and self._outputs and not self.is_learning:
             self._order.release(self._outputs)
+
+    def _end_learning(self) -> None:
+        """Leave unknown what is so far: columns of nulls alone."""
+        self._learning.finish()
+        self._settle()
 
     async def _stop(self) -> None:
         """Cancel the tasks that run, then wait until they have stopped: shielded, and bounded."""
         running = list(self._running)
         for task in self._running.values():
             task.abandon()
-        for held in (self._running, self._ready, self._outputs, self._jobs, self._order, self._lane):
+        for held in (self._running, self._ready, self._outputs, self._early, self._jobs, self._order, self._lane):
             held.clear()
         self._claims.clear()
         self._ends.clear()

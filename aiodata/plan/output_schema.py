@@ -6,7 +6,7 @@ import pyarrow as pa
 
 from aiodata.errors import TaskError
 from aiodata.plan.pieces import Origin
-from aiodata.schemas import SchemaError, conform
+from aiodata.schemas import SchemaError, conform, is_known, refine_schema
 
 
 class OutputSchema:
@@ -15,17 +15,25 @@ class OutputSchema:
     Args:
         name: The operator, for errors.
         schema: The schema; None: that of the first output that has rows.
+        is_final: Whether the schema stays as it is: else what it leaves unknown, since all values were null so far, is
+            as in the first output that has values there.
 
     Attributes:
-        schema: The schema, as soon as it is known.
+        schema: The schema, as far as it is known.
     """
 
-    __slots__ = ("_name", "schema")
+    __slots__ = ("_is_final", "_name", "schema")
 
-    def __init__(self, name: str, schema: pa.Schema | None) -> None:
+    def __init__(self, name: str, schema: pa.Schema | None, *, is_final: bool) -> None:
         """Know what is given."""
         self._name = name
+        self._is_final = is_final
         self.schema = schema
+
+    @property
+    def is_learning(self) -> bool:
+        """Whether outputs may still add to the schema."""
+        return not self._is_final and (self.schema is None or not is_known(self.schema))
 
     def conform(self, table: pa.Table, origin: Origin) -> pa.Table:
         """Return an output as the others are; one without rows says nothing, and is passed on as it is.
@@ -37,6 +45,8 @@ class OutputSchema:
             return table
         if self.schema is None:
             self.schema = table.schema
+        elif self.is_learning:
+            self.schema = refine_schema(self.schema, table.schema) or self.schema
         try:
             return conform(table, self.schema)
         except SchemaError as error:

@@ -9,7 +9,7 @@ import pyarrow as pa
 from aiodata.errors import TaskError
 from aiodata.plan.nodes import Apply, Plan, Read, Union
 from aiodata.plan.source import Skip
-from aiodata.schemas import SchemaError, unify_schemas
+from aiodata.schemas import SchemaError, has_known_categories, mark_categories, unify_schemas
 
 
 def find_plan_schema(plan: Plan, skip: Skip) -> pa.Schema | None:
@@ -53,9 +53,13 @@ def unify_branches(schemas: Sequence[pa.Schema]) -> pa.Schema:
         TaskError: There is none.
     """
     try:
-        return unify_schemas([(f"branch {index}", schema) for index, schema in enumerate(schemas)])
+        unified = unify_schemas([(f"branch {index}", schema) for index, schema in enumerate(schemas)])
     except SchemaError as error:
         raise TaskError("union", "its branches", None, str(error)) from error
+    # Each branch has dictionaries of its own.
+    return pa.schema(
+        [mark_categories(field, are_known=len(schemas) == 1 and has_known_categories(field)) for field in unified]
+    )
 
 
 def _is_empty(plan: Plan) -> bool:

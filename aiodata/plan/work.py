@@ -121,6 +121,7 @@ class Work:
         max_errors: Errors after which to go on, without the batch or the rest of the piece that failed; -1: any number.
         schemas: The schema of the outputs of each transform, as far as that is known: None where only a run can tell,
             and where it follows from the input. Empty: nothing is known.
+        are_schemas_final: Whether what they leave unknown stays so.
         input_schema: What the pieces' rows are made to conform to; None: they do.
     """
 
@@ -129,6 +130,7 @@ class Work:
     start: Position = Position()
     max_errors: int = 0
     schemas: Schemas = ()
+    are_schemas_final: bool = False
     input_schema: pa.Schema | None = None
 
     def rest(self, position: Position) -> Work:
@@ -154,10 +156,8 @@ def run_work(
     feed = _Feed(work, chain, blocks, control)
     cutter = _Cutter(work.cuts, chain, feed, control)
     given = work.schemas or (None,) * len(chain)
-    outputs = [OutputSchema(transform.name, schema) for transform, schema in zip(chain, given, strict=True)]
-    is_learning = any(
-        transform.calls_user_code and schema is None for transform, schema in zip(chain, given, strict=True)
-    )
+    outputs = [_output_schema(one, schema, work) for one, schema in zip(chain, given, strict=True)]
+    is_learning = any(one.calls_user_code and out.is_learning for one, out in zip(chain, outputs, strict=True))
 
     def learned() -> Schemas:
         return tuple(one.schema for one in outputs) if is_learning else ()
@@ -181,6 +181,12 @@ def run_work(
         except AiodataError as error:
             return TaskEnd(feed.next, error, tuple(control.errors), learned=learned())
     return TaskEnd(feed.rest, feed.error, tuple(control.errors), learned=learned())
+
+
+def _output_schema(transform: Transform, schema: pa.Schema | None, work: Work) -> OutputSchema:
+    asked = transform.output_schema(None) if transform.calls_user_code else None
+    is_final = asked is not None or (schema is not None and work.are_schemas_final)
+    return OutputSchema(transform.name, asked or schema, is_final=is_final)
 
 
 class _Feed:

@@ -207,7 +207,7 @@ def with_null_marks(schema: pa.Schema, footers: Sequence[Footer]) -> pa.Schema:
             layout = layouts.get(id(footer.columns)) or Layout.of(footer.columns.stored)
             layouts[id(footer.columns)] = layout
             found = layout.leaves.get(field.name)
-            if found is None:
+            if found is None or pa.types.is_null(footer.columns.schema.field(field.name).type):
                 has_nulls = True
             else:
                 budget -= footer.metadata.num_row_groups * len(found)

@@ -12,10 +12,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from aiodata.errors import AiodataError, SourceError
+from aiodata.plan.source import raise_it
 from aiodata.sources import footers as footers_module
 from aiodata.sources.files import check_paths, find_files
 from aiodata.sources.footers import Footers
-from aiodata.sources.parquet import PARQUET, ParquetPiece, ParquetSource, raise_error
+from aiodata.sources.parquet import PARQUET, ParquetPiece, ParquetSource
 
 
 @pytest.fixture
@@ -41,7 +42,7 @@ def folder(tmp_path: Path) -> Path:
 
 
 def read(source: ParquetSource) -> list[int]:
-    pieces = source.pieces(8, raise_error)
+    pieces = source.pieces(8, raise_it)
     return [one for piece in pieces for chunk in piece.read(0, 0, 1 << 20) for one in chunk.table["id"].to_pylist()]
 
 
@@ -50,8 +51,8 @@ def test_footer_is_read_once_whatever_is_asked(folder: Path, parsed: list[str]) 
     narrow = source.with_columns(("id",))
     assert isinstance(narrow, ParquetSource)
     for one in (source, narrow):
-        one.schema(raise_error)
-        assert one.count_rows(raise_error) == 3
+        one.schema(raise_it)
+        assert one.count_rows(raise_it) == 3
         assert read(one) == [0, 1, 2]
     assert parsed == ["0.parquet", "1.parquet", "2.parquet"]
 
@@ -79,9 +80,9 @@ def test_footers_are_kept_up_to_so_many_bytes(folder: Path, parsed: list[str]) -
     files = find_files(check_paths(folder, None), PARQUET)
     size = pq.read_metadata(files[0].path).serialized_size
     footers = Footers(2 * size)
-    assert all(footers.read(files, raise_error))
+    assert all(footers.read(files, raise_it))
     assert [footers.kept(file) is None for file in files] == [True, False, False]
-    assert all(footers.read(files, raise_error))
+    assert all(footers.read(files, raise_it))
     assert parsed == ["0.parquet", "1.parquet", "2.parquet", "0.parquet"]
 
 
@@ -94,7 +95,7 @@ def test_broken_files_are_noted_each_once_and_left_out(folder: Path) -> None:
     assert [footer is None for footer in footers] == [False, True, False, True]
     assert [isinstance(error, SourceError) and Path(error.path).name for error in skipped] == ["1.parquet", "3.parquet"]
     with pytest.raises(SourceError, match=r"1\.parquet"):
-        Footers().read(files, raise_error)
+        Footers().read(files, raise_it)
 
 
 def test_footers_of_other_file_systems_are_read_side_by_side_in_their_order(folder: Path) -> None:

@@ -17,10 +17,11 @@ import pytest
 import aiodata
 from aiodata.errors import AiodataError, OptionError, UnknownColumnError
 from aiodata.plan.pieces import Chunk
+from aiodata.plan.source import raise_it
 from aiodata.schemas import has_nulls
 from aiodata.sources import parquet
 from aiodata.sources.files import check_paths
-from aiodata.sources.parquet import ParquetSource, raise_error
+from aiodata.sources.parquet import ParquetSource
 
 
 def source(path: Any, **arguments: Any) -> ParquetSource:
@@ -29,13 +30,13 @@ def source(path: Any, **arguments: Any) -> ParquetSource:
 
 def chunks(given: ParquetSource, num_tasks: int = 1, chunk_bytes: int = 1 << 20) -> list[Chunk]:
     """Read all, as workers do that get the pieces sent."""
-    pieces = pickle.loads(pickle.dumps(given.pieces(num_tasks, raise_error)))
+    pieces = pickle.loads(pickle.dumps(given.pieces(num_tasks, raise_it)))
     return [chunk for piece in pieces for chunk in piece.read(0, 0, chunk_bytes)]
 
 
 def rows(given: ParquetSource, **arguments: Any) -> list[dict[str, Any]]:
     """Return the rows; each chunk has to have the schema."""
-    schema = given.schema(raise_error)
+    schema = given.schema(raise_it)
     found = chunks(given, **arguments)
     assert found
     for chunk in found:
@@ -53,14 +54,14 @@ def write(folder: Path, **files: Any) -> Path:
 @pytest.mark.parametrize("num_tasks", [1, 16])
 def test_column_of_nulls_in_one_file_has_the_type_of_the_others(tmp_path: Path, num_tasks: int) -> None:
     given = source(write(tmp_path, a={"y": [1, 2]}, b={"y": pa.nulls(2)}, c={"y": [3, 4]}))
-    assert given.schema(raise_error) == pa.schema([("y", pa.int64())])
+    assert given.schema(raise_it) == pa.schema([("y", pa.int64())])
     assert [row["y"] for row in rows(given, num_tasks=num_tasks)] == [1, 2, None, None, 3, 4]
 
 
 @pytest.mark.parametrize("num_tasks", [1, 16])
 def test_column_that_a_file_lacks_is_null_there(tmp_path: Path, num_tasks: int) -> None:
     given = source(write(tmp_path, v1={"id": [0]}, v2={"id": [1], "score": [0.9]}))
-    assert given.schema(raise_error).names == ["id", "score"]
+    assert given.schema(raise_it).names == ["id", "score"]
     assert rows(given, num_tasks=num_tasks) == [{"id": 0, "score": None}, {"id": 1, "score": 0.9}]
     selected = given.with_columns(("score",))
     assert isinstance(selected, ParquetSource)
@@ -109,7 +110,7 @@ def test_types_of_several_files_become_one_that_holds_them_exactly(
     tmp_path: Path, first: pa.Array, second: pa.Array, kind: pa.DataType
 ) -> None:
     given = source(write(tmp_path, a={"x": first}, b={"x": second}))
-    assert given.schema(raise_error).field("x").type == kind
+    assert given.schema(raise_it).field("x").type == kind
     values = [row["x"] for row in rows(given)]
     member = {"b": None} if pa.types.is_struct(kind) else {}
     assert values == [{**first[0].as_py(), **member} if member else first[0].as_py(), second[0].as_py()]
@@ -129,14 +130,14 @@ def test_types_that_nothing_holds_are_an_error_that_names_both_files(
 ) -> None:
     given = source(write(tmp_path, a={"x": first}, b={"x": first}, c={"x": second}))
     with pytest.raises(aiodata.SourceError, match=r"'x'.*a\.parquet.*c\.parquet.*schema=") as caught:
-        given.pieces(1, raise_error)
+        given.pieces(1, raise_it)
     assert str(first.type) in str(caught.value)
     assert str(second.type) in str(caught.value)
 
 
 def test_value_that_does_not_fit_the_finer_unit_is_an_error_that_names_the_file(tmp_path: Path) -> None:
     given = source(write(tmp_path, a={"x": pa.array([dt.datetime(9999, 12, 31)], US)}, b={"x": pa.array([1], NS)}))
-    assert given.schema(raise_error).field("x").type == NS
+    assert given.schema(raise_it).field("x").type == NS
     with pytest.raises(aiodata.SourceError, match=r"a\.parquet.*'x'.*timestamp\[us\].*timestamp\[ns\]"):
         chunks(given)
 
@@ -145,7 +146,7 @@ def test_file_without_rows_says_nothing_about_types(tmp_path: Path) -> None:
     pd.DataFrame({"s": []}).to_parquet(tmp_path / "a.parquet")
     pd.DataFrame({"s": ["a", "b"]}).to_parquet(tmp_path / "b.parquet")
     given = source(tmp_path)
-    assert given.schema(raise_error).field("s").type == pq.read_schema(tmp_path / "b.parquet").field("s").type
+    assert given.schema(raise_it).field("s").type == pq.read_schema(tmp_path / "b.parquet").field("s").type
     assert rows(given) == [{"s": "a"}, {"s": "b"}]
     filtered = given.with_filter(pc.field("s") == "a")
     assert isinstance(filtered, ParquetSource)
@@ -155,19 +156,19 @@ def test_file_without_rows_says_nothing_about_types(tmp_path: Path) -> None:
 def test_files_that_all_have_no_rows_say_their_types(tmp_path: Path) -> None:
     empty = pa.schema([("id", pa.int64()), ("s", pa.string())]).empty_table()
     given = source(write(tmp_path, a=empty, b=empty))
-    assert given.schema(raise_error) == empty.schema
+    assert given.schema(raise_it) == empty.schema
     assert rows(given) == []
 
 
 def test_nulls_are_marked_where_statistics_say(tmp_path: Path) -> None:
     columns = {"some": [1, None], "none": [1, 2], "lists": [[1], []], "full_lists": [[1], [2]], "nested": [[1], [None]]}
-    schema = source(write(tmp_path, a=columns)).schema(raise_error)
+    schema = source(write(tmp_path, a=columns)).schema(raise_it)
     known = {field.name: has_nulls(field) for field in schema}
     assert known == {"some": True, "none": False, "lists": None, "full_lists": False, "nested": None}
     write(tmp_path, b={"some": [1], "lists": [[1]], "full_lists": [[1]], "nested": [[1]]})
-    assert has_nulls(source(tmp_path).schema(raise_error).field("none")) is True
+    assert has_nulls(source(tmp_path).schema(raise_it).field("none")) is True
     pq.write_table(pa.table(columns), tmp_path / "b.parquet", write_statistics=False)
-    later = source(tmp_path).schema(raise_error)
+    later = source(tmp_path).schema(raise_it)
     assert [has_nulls(later.field(name)) for name in ("some", "none")] == [True, None]
 
 
@@ -183,7 +184,7 @@ async def test_file_without_a_footer_is_one_error(tmp_path: Path, cpus: int) -> 
     assert "c.parquet" in str(skipped[0])
     assert given.count_rows(skipped.append) == 2
     with pytest.raises(aiodata.SourceError, match=r"c\.parquet"):
-        given.schema(raise_error)
+        given.schema(raise_it)
 
 
 def test_files_that_are_all_broken_are_an_error_whatever_may_be_skipped(tmp_path: Path) -> None:
@@ -203,7 +204,7 @@ def test_of_very_many_files_the_others_are_checked_when_they_are_read(
     for wrong in ({"id": ["1"]}, {"id": [1], "more": [2.5]}):
         write(tmp_path, b=wrong)
         given = source(tmp_path)
-        assert given.schema(raise_error).names == ["id"]
+        assert given.schema(raise_it).names == ["id"]
         with pytest.raises(aiodata.SourceError, match=r"b\.parquet.*'(id|more)'.*(string|double).*schema="):
             chunks(given)
     chosen = given.with_columns(("id",))
@@ -223,7 +224,7 @@ def test_directories_are_columns(tmp_path: Path) -> None:
     table = pa.table({"year": [2023, 2024, None], "id": [0, 1, 2]})
     pq.write_to_dataset(table, tmp_path, partition_cols=["year"])
     given = source(tmp_path)
-    assert given.schema(raise_error) == pa.schema([("id", pa.int64()), ("year", pa.int64())])
+    assert given.schema(raise_it) == pa.schema([("id", pa.int64()), ("year", pa.int64())])
     assert rows(given) == [{"id": 0, "year": 2023}, {"id": 1, "year": 2024}, {"id": 2, "year": None}]
     years = given.with_columns(("year",))
     assert isinstance(years, ParquetSource)
@@ -251,7 +252,7 @@ def test_directory_wins_over_a_column_of_that_name(tmp_path: Path) -> None:
 def test_columns_of_one_name_are_an_error(tmp_path: Path) -> None:
     twice = pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["value", "value"])
     with pytest.raises(aiodata.SourceError, match=r"a\.parquet.*'value'"):
-        source(write(tmp_path, a=twice)).schema(raise_error)
+        source(write(tmp_path, a=twice)).schema(raise_it)
 
 
 def test_exactly_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None:
@@ -262,10 +263,10 @@ def test_exactly_the_columns_that_are_asked_for_are_read(tmp_path: Path) -> None
         (("a", "a.b"), {"a": {"b": 1, "c": 2}, "a.b": "x"}),
     ):
         given = source(tmp_path, columns=columns)
-        assert given.schema(raise_error).names == list(columns)
+        assert given.schema(raise_it).names == list(columns)
         assert rows(given) == [row]
     with pytest.raises(OptionError, match=r"'a\.b'"):
-        source(tmp_path, columns=("a.b", "a.b")).schema(raise_error)
+        source(tmp_path, columns=("a.b", "a.b")).schema(raise_it)
 
 
 @pytest.mark.parametrize("question", [ParquetSource.schema, ParquetSource.count_rows, lambda one: one.pieces(1)])
@@ -306,7 +307,7 @@ def test_int96_timestamps_are_read_as_they_are(tmp_path: Path) -> None:
     path = int96(tmp_path / "a.parquet", *values)
     for chunk_bytes in (1, 1 << 20):
         given = source(path)
-        assert given.schema(raise_error).field("t").type == US
+        assert given.schema(raise_it).field("t").type == US
         assert [row["t"] for row in rows(given, chunk_bytes=chunk_bytes)] == values
     assert [row["i"] for row in rows(source(path, filter=pc.field("t") > dt.datetime(2000, 1, 1)))] == [1, 2]
 
@@ -328,13 +329,13 @@ def test_index_without_a_name_is_no_column(tmp_path: Path) -> None:
     frame[frame.a != 1].to_parquet(tmp_path / "1.parquet")
     assert rows(source(tmp_path)) == [{"a": one} for one in (0, 1, 2, 3, 0, 2, 3)]
     frame.set_index(pd.Index([5, 7, 6, 9], name="key")).to_parquet(tmp_path / "named.parquet")
-    assert source(tmp_path / "named.parquet").schema(raise_error).names == ["a", "key"]
+    assert source(tmp_path / "named.parquet").schema(raise_it).names == ["a", "key"]
 
 
 def test_index_without_a_name_may_be_anywhere_among_the_columns(tmp_path: Path) -> None:
     table = pa.Table.from_pandas(pd.DataFrame({"a": [1, None], "b": [1.0, 2.0]}, index=[5, 7]))
     pq.write_table(table.select(["__index_level_0__", "a", "b"]), tmp_path / "a.parquet")
-    schema = source(tmp_path).schema(raise_error)
+    schema = source(tmp_path).schema(raise_it)
     assert {field.name: has_nulls(field) for field in schema} == {"a": True, "b": False}
     assert rows(source(tmp_path, filter=pc.field("b") > 1)) == [{"a": None, "b": 2.0}]
 
