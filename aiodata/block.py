@@ -121,9 +121,9 @@ def _from_table(table: pa.Table, given: Given | None, *, is_declared: bool) -> p
         if hint is None or not column.type.equals(hint):
             column = cast_exactly(column, plain_type(column.type))
             if hint is not None and not is_declared:
-                column = _restore(column, name, given)
-                if not column.type.equals(hint) and _is_again(column, name, given):
-                    column = given.column(name)
+                restored = _restore(column, name, given)
+                is_original = not restored.type.equals(hint) and _is_again(column, name, given)
+                column = given.column(name) if is_original else restored
         columns.append(column)
     return pa.Table.from_arrays(columns, table.column_names)
 

@@ -156,16 +156,19 @@ def _conform_column(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
     return cast
 
 
-def with_plain_types(table: pa.Table, *, keep_nested_dictionaries: bool = True) -> pa.Table:
+def with_plain_types(
+    table: pa.Table, *, keep_nested_dictionaries: bool = True, keep_metadata: bool = False
+) -> pa.Table:
     """Return the table with types that Arrow's kernels can work with, and no notes of other libraries in its fields.
 
     Args:
         table: Any table; returned as it is if there is nothing to change.
         keep_nested_dictionaries: As for `plain_type`.
+        keep_metadata: Whether to keep what other libraries have noted in the fields.
     """
     for index, field in enumerate(table.schema):
         kind = plain_type(field.type, keep_nested_dictionaries=keep_nested_dictionaries)
-        metadata = _own_metadata(field)
+        metadata = (field.metadata or {}) if keep_metadata else _own_metadata(field)
         if kind != field.type or len(metadata) < len(field.metadata or ()):
             plain = pa.field(field.name, kind, field.nullable, metadata or None)
             table = table.set_column(index, plain, cast_exactly(table.column(index), kind))
