@@ -112,7 +112,7 @@ class Decoder:
             yield from self._run(run)
 
     def _run(self, run: list[int]) -> Iterator[Decoded]:
-        self._place = f"row group {run[0]}" if len(run) == 1 else f"one of the row groups {run[0]} to {run[-1]}"
+        self._place = f"row group {run[0]}"
         try:
             table = self._file.read_row_groups(run, columns=self._columns, use_threads=False)
         except pa.ArrowNotImplementedError:
@@ -120,6 +120,12 @@ class Decoder:
             for group in run:
                 num_rows = self._file.metadata.row_group(group).num_rows
                 yield from self._parts(group, num_rows, 0, _UNSURE_ROWS, 0.0)
+        # Whatever a reader raises, one row group is to blame; those before it are good.
+        except Exception:
+            if len(run) == 1:
+                raise
+            for group in run:
+                yield from self._run([group])
         else:
             decoded = [Decoded(run[0], 0, run[-1], table)]
             del table

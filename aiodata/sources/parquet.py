@@ -19,7 +19,7 @@ from aiodata.plan.control import blame
 from aiodata.plan.filtering import filter_table
 from aiodata.plan.pieces import Chunk, Origin, Piece
 from aiodata.plan.source import Skip, Source, raise_it
-from aiodata.schemas import check_names, near_miss
+from aiodata.schemas import duplicates, near_miss
 from aiodata.sources.decoding import Decoded, Decoder
 from aiodata.sources.files import FileKind, FoundFile, Paths, find_files, partition_fields, partition_value
 from aiodata.sources.footers import (
@@ -326,10 +326,9 @@ class ParquetSource(Source):
 
     def _scan(self, full: pa.Schema, hive: Sequence[pa.Field], footers: Sequence[Footer] | None) -> Scan:
         """Choose columns out of all that there are; the footers are those of all files, if they are known."""
-        try:
-            columns = None if self.columns is None else check_names(self.columns)
-        except ValueError as error:
-            raise OptionError(f"{self.name}: {error}") from error
+        columns = self.columns
+        if twice := duplicates(columns or ()):
+            raise OptionError(f"{self.name}: the columns have {twice} more than once; name each column once")
         for name in columns or ():
             if name not in full.names:
                 raise UnknownColumnError(self.name, f"there is no column {name!r}{near_miss(name, full.names)}")

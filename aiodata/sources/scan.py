@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -192,7 +193,7 @@ def _scan(
 def _names_in(expression: Any, schema: pa.Schema) -> tuple[str, ...]:
     """Return the columns that an expression needs, and perhaps some more; all, where that is not to be seen."""
     text = str(expression)
-    names = [name for name in schema.names if name in text]
+    names = [name for name in schema.names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
     if not _goes_by_position(expression):
         try:
             filter_table(pa.schema([schema.field(name) for name in names]).empty_table(), expression)

@@ -19,6 +19,7 @@ from aiodata.sources.decoding import Decoder
 from aiodata.sources.files import check_paths
 from aiodata.sources.layout import Layout
 from aiodata.sources.parquet import ParquetSource
+from tests.sources.test_parquet import damage_chunk
 
 MIB = 1 << 20
 
@@ -188,6 +189,22 @@ def test_rows_of_row_groups_that_are_read_together_are_named_by_their_own(tmp_pa
         origin = chunk.origin.slice(start, count)
         assert (origin.source, origin.rows) == (f"{path}, {source}", rows)
     assert chunk.origin.slice(12, 13).slice(9, 2).source == f"{path}, row group 2"
+
+
+@pytest.mark.parametrize("chunk_bytes", [100, MIB])
+def test_row_group_that_cannot_be_read_is_named_and_those_before_it_are_read(tmp_path: Path, chunk_bytes: int) -> None:
+    path = write(tmp_path / "a.parquet", pa.array(range(1000)), row_group_size=100, compression="zstd")
+    damage_chunk(path, group=5, column=0)
+    chunks = piece_of(path).read(0, 0, chunk_bytes)
+    rows: list[int] = []
+
+    def read_all() -> None:
+        for chunk in chunks:
+            rows.extend(chunk.table["c"].to_pylist())
+
+    with pytest.raises(aiodata.SourceError, match=r"a\.parquet: row group 5 cannot be read as Parquet"):
+        read_all()
+    assert rows == list(range(500))
 
 
 def test_rows_of_which_no_column_is_read_go_on_from_anywhere(tmp_path: Path) -> None:

@@ -289,6 +289,13 @@ def test_filter_means_the_same_pushed_down_or_not(tmp_path: Path) -> None:
     assert len(rows(source(tmp_path, filter=pc.field("d").isin(["2024-04-02"])))) == 1
 
 
+def test_columns_that_a_filter_does_not_name_are_not_read_for_it(tmp_path: Path) -> None:
+    write(tmp_path, a={"i": [1, 2], "is": [2, 1], "n": [0, 0], "x.y": [5, 6]})
+    [piece] = source(tmp_path, columns=("n",), filter=pc.field("x.y").isin([6])).pieces(1)
+    assert isinstance(piece, parquet.ParquetPiece)
+    assert piece.scan.read_schema.names == ["n", "x.y"]
+
+
 def test_filter_by_position_is_about_the_columns_of_the_dataset(tmp_path: Path) -> None:
     write(tmp_path, a={"a": [1, 2], "b": [2, 1]})
     # Arrow cannot send such an expression to another process.
