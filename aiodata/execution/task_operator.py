@@ -96,6 +96,9 @@ class TaskOperator:
         self._ends: dict[int, tuple[DataOpTask, TaskEnd]] = {}
         # What has left the order, and waits for the schemas to be known.
         self._early: deque[RefBundle] = deque()
+        # The schema that was learnt, and one of a block's that is like it.
+        self._schema: pa.Schema | None = None
+        self._same_schema: pa.Schema | None = None
         self._input_schema: pa.Schema | None = None
         in_order = run.options.preserve_order or starts_in_order or not self._learning.is_complete
         self._order = OutputOrder(preserve=in_order, max_jobs_ahead=workers.max_tasks)
@@ -268,12 +271,23 @@ class TaskOperator:
         if not self._outputs:
             return
         while self._outputs:
+            self._outputs[0] = bundle = self._conformed(self._outputs[0])
             if not self.num_sent:
-                self.counters.schema = self._outputs[0].schema
+                self.counters.schema = bundle.schema
             self.num_sent += 1
+            del bundle  # The receiver alone is to keep it.
             await send(output, self._outputs[0])
             self._outputs.popleft()
         self._run.budget.tell_refused()
+
+    def _conformed(self, bundle: RefBundle) -> RefBundle:
+        """Return a bundle with the schema that was learnt, which a task that began earlier did not know."""
+        if self._schema is None or bundle.schema is self._same_schema:
+            return bundle
+        conformed = bundle.conformed(self._schema)
+        if conformed is bundle:
+            self._same_schema = bundle.schema
+        return conformed
 
     def _on_ready(self, handle: Task) -> None:
         if (task := self._running.get(handle)) is not None:
@@ -381,8 +395,8 @@ class TaskOperator:
         if self.is_learning and sum(bundle.num_rows for bundle in self._early) >= MAX_ROWS:
             self._end_learning()
         if self._early and not self.is_learning:
-            schema = self._learning.output_schema()
-            self._outputs += [one if schema is None else one.conformed(schema) for one in self._early]
+            self._schema = self._learning.output_schema()
+            self._outputs += self._early
             self._early.clear()
         may_leave = self._order.preserves and not self._run.options.preserve_order
         if may_leave and self._outputs and not self.is_learning:
