@@ -11,11 +11,33 @@ import pyarrow as pa
 BlockRef = Any
 
 
+class Charge:
+    """What a block counts in the byte budget of its run, as long as something refers to it.
+
+    Attributes:
+        num_bytes: Bytes that are counted for it.
+        is_over: Whether nothing refers to it any more.
+    """
+
+    __slots__ = ("is_over", "num_bytes")
+
+    def __init__(self) -> None:
+        """Count nothing yet."""
+        self.num_bytes = 0
+        self.is_over = False
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class InlineBlock:
-    """A block that lives in this process; its own reference."""
+    """A block that lives in this process; its own reference.
+
+    Attributes:
+        table: The block.
+        charge: What it counts in its run's byte budget; None: nothing, since it was there before.
+    """
 
     table: pa.Table
+    charge: Charge | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,13 +61,24 @@ class BlockMetadata:
 class RefBundle:
     """A reference to a block, its metadata, and the range of its rows that counts.
 
-    A limit or a split narrows the range; it never copies the block.
+    A limit or a split narrows the range; it never copies the block. Nor does a union whose branches have other types:
+    the rows conform to `conform_to` when they are fetched.
     """
 
     ref: BlockRef
     metadata: BlockMetadata
     start: int
     stop: int
+    conform_to: pa.Schema | None = None
+
+    @property
+    def schema(self) -> pa.Schema:
+        """The schema that its rows have once they are fetched."""
+        return self.metadata.schema if self.conform_to is None else self.conform_to
+
+    def conformed(self, schema: pa.Schema) -> RefBundle:
+        """Return the same bundle, with rows of this schema."""
+        return self if self.schema.equals(schema, check_metadata=True) else replace(self, conform_to=schema)
 
     @classmethod
     def whole(cls, ref: BlockRef, metadata: BlockMetadata) -> RefBundle:

@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from pyarrow import types
 
-from aiodata.kinds import is_bytes, is_extension, is_list_like, is_text, plain_type
+from aiodata.kinds import are_alike_tensors, is_bytes, is_extension, is_list_like, is_permuted, is_text, plain_type
 
 
 def cast_exactly(column: Any, kind: pa.DataType) -> Any:
@@ -69,7 +69,9 @@ def _cast_extension(array: pa.Array, kind: pa.DataType) -> pa.Array:
     if is_extension(source):
         if not is_extension(kind) and (kind.equals(source.storage_type) or _is_vector(source)):
             return _cast(array.storage, kind)
-        if _are_alike_tensors(source, kind):
+        if isinstance(source, pa.FixedShapeTensorType) and is_list_like(kind) and not is_permuted(source):
+            return _to_list(_nest(array), kind)
+        if are_alike_tensors(source, kind):
             return pa.ExtensionArray.from_storage(kind, _cast(array.storage, kind.storage_type))
     elif isinstance(kind, pa.FixedShapeTensorType):
         return pa.ExtensionArray.from_storage(kind, _to_tensor_storage(array, kind))
@@ -78,14 +80,19 @@ def _cast_extension(array: pa.Array, kind: pa.DataType) -> pa.Array:
     raise ValueError(f"{source} does not fit {kind}: these types are not made of each other")
 
 
+def _nest(array: pa.Array) -> pa.Array:
+    """Return tensors as lists of lists."""
+    storage, values = array.storage, array.storage.flatten()
+    for size in reversed(array.type.shape[1:]):
+        if not size:
+            raise ValueError(f"{array.type} has no values, so it has no lists of them either")
+        values = pa.FixedSizeListArray.from_arrays(values, size)
+    lengths = np.where(storage.is_valid(), array.type.shape[0], 0)
+    return _to_fixed_size(lengths, values, storage.is_null(), pa.list_(values.type, array.type.shape[0]))
+
+
 def _is_vector(kind: pa.DataType) -> bool:
     return isinstance(kind, pa.FixedShapeTensorType) and len(kind.shape) == 1
-
-
-def _are_alike_tensors(a: pa.DataType, b: pa.DataType) -> bool:
-    if not (isinstance(a, pa.FixedShapeTensorType) and isinstance(b, pa.FixedShapeTensorType)):
-        return False
-    return bool((a.shape, a.permutation, a.dim_names) == (b.shape, b.permutation, b.dim_names))
 
 
 def _to_tensor_storage(array: pa.Array, kind: pa.DataType) -> pa.Array:
@@ -94,7 +101,7 @@ def _to_tensor_storage(array: pa.Array, kind: pa.DataType) -> pa.Array:
     is_flat = types.is_fixed_size_list(array.type) and array.type.list_size == storage.list_size
     if len(kind.shape) == 1 or (is_flat and not is_list_like(array.type.value_type)):
         return _cast(array, storage)
-    if any(axis != place for place, axis in enumerate(kind.permutation or ())):
+    if is_permuted(kind):
         raise ValueError(f"{array.type} does not fit {kind}: its dimensions are permuted")
     nested = kind.value_type
     for size in reversed(kind.shape):
@@ -252,12 +259,13 @@ def _to_struct(array: pa.Array, kind: pa.DataType) -> pa.Array:
 
 
 def _to_map(array: pa.Array, kind: pa.DataType) -> pa.Array:
-    if kind.keys_sorted and not array.type.keys_sorted:
+    if kind.keys_sorted and not getattr(array.type, "keys_sorted", False):
         raise ValueError(f"{array.type} does not fit {kind}: its keys are not sorted")
-    lists = map_to_lists(array)
+    lists = map_to_lists(array) if types.is_map(array.type) else array
     entries = lists.flatten()
     keys, items = entries.flatten()
-    keys, items = _cast(keys, kind.key_type), _fit_field(_cast(items, kind.item_type), kind.item_field, array.type)
+    keys = _fit_field(_cast(keys, kind.key_type), kind.key_field, array.type)
+    items = _fit_field(_cast(items, kind.item_type), kind.item_field, array.type)
     lengths = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
     offsets = _offsets(lengths, kind)
     if array.null_count:
@@ -279,6 +287,13 @@ def _fit_field(values: pa.Array, field: pa.Field, source: pa.DataType) -> pa.Arr
     if values.null_count and not field.nullable:
         raise ValueError(f"{source} does not fit {field}: it has nulls")
     return values
+
+
+def _are_entries(kind: pa.DataType) -> bool:
+    """Whether a type is how a map's values look to libraries without maps."""
+    if not is_list_like(kind) or not types.is_struct(kind.value_type):
+        return False
+    return [field.name for field in kind.value_type] == ["key", "value"]
 
 
 def _both(is_kind: Callable[[pa.DataType], bool]) -> Callable[[pa.DataType, pa.DataType], bool]:
@@ -310,6 +325,7 @@ _CASTS: tuple[tuple[Callable[[pa.DataType, pa.DataType], bool], Callable[[pa.Arr
     (_both(is_text), _safely),
     (_both(is_bytes), _to_bytes),
     (_both(is_list_like), _to_list),
+    (lambda a, b: _are_entries(a) and types.is_map(b), _to_map),
     (_both(types.is_struct), _to_struct),
     (_both(types.is_map), _to_map),
 )

@@ -16,10 +16,14 @@ from aiodata.formats import get_format
 from aiodata.iteration import IterationVerbs
 from aiodata.mapping import map_step
 from aiodata.options import ExecutionOptions, SplitOptions, at_least
+from aiodata.plan.control import blame
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
+from aiodata.plan.pieces import Origin
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
+from aiodata.rows import python_rows
+from aiodata.schemas import without_marks
 from aiodata.sources.memory import StoredSource
 from aiodata.split import SplitIterator, split_plan
 
@@ -56,6 +60,7 @@ class Dataset(IterationVerbs):
         concurrency: int | tuple[int, int] | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
+        schema: pa.Schema | None = None,
         fn_args: Sequence[Any] = (),
         fn_kwargs: Mapping[str, Any] | None = None,
         fn_constructor_args: Sequence[Any] = (),
@@ -77,6 +82,8 @@ class Dataset(IterationVerbs):
                 default 16. For a function: tasks at a time.
             num_cpus: CPUs that each task or actor takes; on the local runtime all share the same threads.
             num_gpus: GPUs that each task or actor takes (Ray).
+            schema: The schema of what `fn` returns: outputs are cast to it where that is exact, and columns that one
+                lacks are null. None: the schema of the first output that has rows, in the order of the input.
             fn_args: Further positional arguments for `fn`.
             fn_kwargs: Keyword arguments for `fn`.
             fn_constructor_args: Positional arguments for the class.
@@ -99,6 +106,7 @@ class Dataset(IterationVerbs):
                 concurrency=concurrency,
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
+                schema=schema,
                 fn_args=fn_args,
                 fn_kwargs=fn_kwargs,
                 fn_constructor_args=fn_constructor_args,
@@ -148,8 +156,7 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.range(10**9).limit(7).count())
             7
         """
-        at_least("n", n, 0)
-        return self._then(Limit(n))
+        return self._then(Limit(at_least("n", n, 0)))
 
     def union(self, *others: Dataset) -> Dataset:
         """Let the rows of other datasets through, too: after this one's if order is preserved, else as they come.
@@ -214,7 +221,7 @@ class Dataset(IterationVerbs):
             locality_hints=locality_hints,
             name=name,
             namespace=namespace,
-            options=options or SplitOptions(),
+            options=SplitOptions() if options is None else options,
         )
 
     def with_options(self, **options: Any) -> Dataset:
@@ -246,22 +253,29 @@ class Dataset(IterationVerbs):
         unbounded = {"preserve_order": True, "max_object_store_bytes": _UNBOUNDED_BYTES}
         async with self.with_options(**unbounded).aiter_bundles() as iterator:
             bundles = [bundle async for bundle in iterator]
-        schema = bundles[0].metadata.schema if bundles else await self.schema()
+        schema = bundles[0].schema if bundles else await find_schema(self._plan, self._options)
         source = StoredSource("materialized", tuple(bundles), schema)
         return Dataset(Plan(Read(source)), self._options.override(runtime=iterator.stats().runtime))
 
     async def schema(self) -> pa.Schema:
-        """Return the schema; it is read from a file's footer, or else from the first block of a short run.
+        """Return the schema that all batches have, in Arrow's types.
+
+        It follows from the sources and the verbs; only where a function makes the rows, and `schema=` does not say
+        what it returns, a short run finds out. Files that cannot be read say nothing where `max_errored_blocks` allows
+        errors.
 
         Example:
             >>> import asyncio, aiodata
             >>> asyncio.run(aiodata.range(3).schema()).names
             ['id']
         """
-        return await find_schema(self._plan, self._options)
+        return without_marks(await find_schema(self._plan, self._options))
 
     async def count(self) -> int:
-        """Return the number of rows, from metadata where that suffices, else by a run that fetches no block.
+        """Return the number of rows that an iteration gives, from metadata where that suffices, else by a run.
+
+        The run fetches no block. Where `max_errored_blocks` allows errors, there always is one: what files say of
+        themselves does not tell which rows can be read.
 
         Example:
             >>> import asyncio, aiodata
@@ -273,17 +287,21 @@ class Dataset(IterationVerbs):
     async def take(self, n: int = 20) -> list[dict[str, Any]]:
         """Return up to `n` rows as dicts of Python values, the first ones in source order.
 
+        Raises:
+            TaskError: The user's function failed, a read did, or Python has no such values.
+
         Example:
             >>> import asyncio, aiodata
             >>> asyncio.run(aiodata.range(3).take(1))
             [{'id': 0}]
         """
-        table = await self._head(n)
-        rows: list[dict[str, Any]] = table.to_pylist()
-        return rows
+        return python_rows(await self._head(n, "take"), "take")
 
     async def take_batch(self, n: int = 20, *, batch_format: str = "numpy") -> Any:
         """Return up to `n` rows as one batch, the first ones in source order.
+
+        Raises:
+            TaskError: The user's function failed, a read did, or the format has no such values.
 
         Example:
             >>> import asyncio, aiodata
@@ -291,9 +309,11 @@ class Dataset(IterationVerbs):
             {'id': array([0, 1])}
         """
         fmt = get_format(batch_format)
-        table = (await self._head(n)).combine_chunks()
-        segments = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-        return fmt.join([fmt.convert(segment) for segment in segments])
+        head = await self._head(n, "take_batch")
+        with blame("take_batch", Origin("the first rows", None)):
+            table = head.combine_chunks()
+            segments = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
+            return fmt.join([fmt.convert(segment) for segment in segments])
 
     def explain(self) -> str:
         """Show how the dataset is carried out: its stages, and what was pushed down and fused.
@@ -310,12 +330,15 @@ class Dataset(IterationVerbs):
         """Show the stages."""
         return f"<Dataset {' | '.join(line.split('    ')[0].rstrip() for line in self.explain().splitlines())}>"
 
-    async def _head(self, n: int) -> pa.Table:
-        at_least("n", n, 0)
+    async def _head(self, n: int, operator: str) -> pa.Table:
+        n = at_least("n", n, 0)
         ordered = self.limit(n).with_options(preserve_order=True)
         async with ordered.aiter_batches(batch_size=None, batch_format="pyarrow") as batches:
             blocks = [block async for block in batches]
-        return concat_blocks(blocks) if blocks else (await self.schema()).empty_table()
+        if not blocks:
+            return (await self.schema()).empty_table()
+        with blame(operator, Origin("the first blocks", None)):
+            return concat_blocks(blocks)
 
     def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:
         options = self._options.override(preserve_order=True) if in_order else self._options

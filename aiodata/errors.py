@@ -12,11 +12,16 @@ AiodataError
 ├─ ClosedError               misuse: something closed was used (also a RuntimeError)
 ├─ BusyError                 misuse: two tasks used one iterator at once (also a RuntimeError)
 └─ OptionError               misuse: an argument has a value that can not work (also a ValueError)
+   └─ UnknownColumnError     a column that is asked for is not there (also a SourceError)
 """
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+# By these Python ends programs, generators and tasks, alone or in groups.
+_ENDS = (KeyboardInterrupt, SystemExit, GeneratorExit, asyncio.CancelledError, BaseExceptionGroup)
 
 
 class AiodataError(Exception):
@@ -101,3 +106,16 @@ class BusyError(AiodataError, RuntimeError):
 
 class OptionError(AiodataError, ValueError):
     """An argument has a value that can not work; the message has the value and the remedy."""
+
+
+class UnknownColumnError(OptionError, SourceError):
+    """A column that is asked for is not there; the message says who asks, and which columns there are."""
+
+
+def is_failure(error: BaseException) -> bool:
+    """Whether an exception says that something failed: an `Exception`, or what an extension raises in place of one.
+
+    A panic in a library that is written in Rust is a `BaseException` of its own, so that nobody takes it for an error
+    that was expected; but it does not end the program, as those of Python do.
+    """
+    return isinstance(error, Exception) or not isinstance(error, _ENDS)

@@ -26,6 +26,7 @@ class IterationVerbs(ABC):
         *,
         batch_size: int | None = 256,
         batch_format: str = "numpy",
+        nulls: str | None = None,
         prefetch_batches: int = 2,
         max_prefetch_bytes: int | None = None,
         drop_last: bool = False,
@@ -40,8 +41,11 @@ class IterationVerbs(ABC):
 
         Args:
             batch_size: Rows per batch: exactly that many, the last batch excepted. None: whole blocks.
-            batch_format: `"numpy"` (a dict of arrays, zero-copy and read-only where the layout allows), `"pyarrow"`
-                (a Table), `"pandas"` or `"polars"` (a DataFrame), `"torch"` (a dict of CPU tensors, copied, writable).
+            batch_format: `"numpy"` (a dict of arrays), `"pyarrow"` (a Table, zero-copy), `"pandas"` or `"polars"` (a
+                DataFrame), `"torch"` (a dict of CPU tensors). What is written into a batch changes nothing else; a
+                Table cannot be written to. docs/types.md says how each type looks in each format.
+            nulls: For `"numpy"`: how integers and bools look that may be null. `"mask"`, the default: as masked arrays
+                of their own type. `"nan"`: as float64, NaN where null.
             prefetch_batches: Batches whose rows are fetched ahead of the one in use; one block is ahead in any case.
             max_prefetch_bytes: Bytes of blocks that are held beside the block in use, at most; a slice of a block
                 counts as all of it. A shuffle buffer, which has a size of its own, comes on top. None: no limit.
@@ -77,6 +81,7 @@ class IterationVerbs(ABC):
         batching = BatchOptions(
             batch_size=batch_size,
             batch_format=batch_format,
+            nulls=nulls,
             prefetch_batches=prefetch_batches,
             max_prefetch_bytes=max_prefetch_bytes,
             drop_last=drop_last,

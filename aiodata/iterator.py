@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import weakref
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 from aiodata.batching.consumer import Consumer
 from aiodata.batching.cutter import Signal
@@ -36,6 +37,8 @@ class Batches:
         self._open_pass = open_pass
         self._label = label
         self._num_passes = 0
+        # Passes that may be running; nobody else may hold their iterators.
+        self._consumers = weakref.WeakSet[Consumer]()
         # By task, since tasks may enter and leave in any order.
         self._entered: dict[asyncio.Task[Any] | None, list[BatchIterator]] = {}
 
@@ -51,7 +54,28 @@ class Batches:
             raise RuntimeError("batches are iterated in an async function; run it with aiodata.run(main)") from None
         epoch = self._num_passes
         self._num_passes += 1
-        return BatchIterator(self._open_pass(epoch))
+        consumer = self._open_pass(epoch)
+        self._consumers.add(consumer)
+        return BatchIterator(consumer)
+
+    def __anext__(self) -> NoReturn:
+        """Say what to write: these are all batches, and each `async for` begins anew.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "these batches begin anew with each `async for`; for one at a time write `iterator = aiter(batches)`, then "
+            "`await anext(iterator)`"
+        )
+
+    async def aclose(self) -> None:
+        """End all passes that are running, and wait until they have stopped, as `BatchIterator.aclose` does.
+
+        It is idempotent, and `contextlib.aclosing` works; the batches can be iterated again.
+        """
+        for consumer in list(self._consumers):
+            await consumer.aclose()
 
     async def __aenter__(self) -> BatchIterator:
         """Return an iterator for one pass, which is closed when the `async with` is left."""

@@ -93,6 +93,19 @@ def is_list_like(kind: pa.DataType) -> bool:
     )
 
 
+def is_permuted(kind: pa.DataType) -> bool:
+    """Whether the values of a tensor lie in another order than that of its dimensions."""
+    return any(axis != place for place, axis in enumerate(kind.permutation or ()))
+
+
+def are_alike_tensors(a: pa.DataType, b: pa.DataType) -> bool:
+    """Whether two types are tensors that differ in nothing but the type of their values."""
+    if not (isinstance(a, pa.FixedShapeTensorType) and isinstance(b, pa.FixedShapeTensorType)):
+        return False
+    orders = [kind.permutation if is_permuted(kind) else None for kind in (a, b)]
+    return bool(a.shape == b.shape and a.dim_names == b.dim_names and orders[0] == orders[1])
+
+
 def integer_digits(kind: pa.DataType) -> int:
     """Return how many decimal digits the integers of a type have at most."""
     bits = kind.bit_width - (1 if types.is_signed_integer(kind) else 0)
@@ -109,7 +122,7 @@ def _unify_in_turn(kinds: Sequence[pa.DataType]) -> pa.DataType | None:
 def _unify_extensions(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
     if isinstance(a, pa.FixedShapeTensorType) and isinstance(b, pa.FixedShapeTensorType):
         value = unify_types(a.value_type, b.value_type)
-        if value is None or (a.shape, a.permutation, a.dim_names) != (b.shape, b.permutation, b.dim_names):
+        if value is None or not are_alike_tensors(a, b):
             return None
         return pa.fixed_shape_tensor(value, a.shape, dim_names=a.dim_names, permutation=a.permutation)
     if is_extension(a) and is_extension(b):

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
+import pyarrow as pa
+
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
-from aiodata.options import at_least
+from aiodata.options import at_least, is_number
 from aiodata.plan.nodes import Apply, Resources
 from aiodata.plan.transforms import MapBatches
+from aiodata.schemas import check_names
 
 Concurrency = int | tuple[int, int] | None
 
@@ -23,6 +27,7 @@ def map_step(
     concurrency: Concurrency,
     num_cpus: float | None,
     num_gpus: float | None,
+    schema: pa.Schema | None,
     fn_args: Sequence[Any],
     fn_kwargs: Mapping[str, Any] | None,
     fn_constructor_args: Sequence[Any],
@@ -35,7 +40,7 @@ def map_step(
     """
     if not callable(fn):
         raise OptionError(f"fn={fn!r} must be a function, or a class whose instances can be called")
-    at_least("batch_size", batch_size, 1, optional=True)
+    batch_size = at_least("batch_size", batch_size, 1, optional=True)
     get_format(batch_format)
     transform = MapBatches(
         fn,
@@ -45,6 +50,7 @@ def map_step(
         dict(fn_kwargs or {}),
         tuple(fn_constructor_args),
         dict(fn_constructor_kwargs or {}),
+        schema=check_schema(schema),
     )
     if (fn_constructor_args or fn_constructor_kwargs) and not transform.needs_actor:
         raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
@@ -55,26 +61,43 @@ def map_step(
     if isinstance(concurrency, tuple):
         raise OptionError(f"concurrency={concurrency!r} must be an integer: only a class has a pool to scale")
     if transform.is_async:
-        return Apply(transform if concurrency is None else replace(transform, concurrency=concurrency), resources)
+        return Apply(transform if workers is None else replace(transform, concurrency=workers[0]), resources)
     return Apply(transform, resources, workers)
+
+
+def check_schema(schema: object) -> pa.Schema | None:
+    """Check a schema that is asked for.
+
+    Raises:
+        OptionError: It is none, or has two columns of one name.
+    """
+    if schema is None:
+        return None
+    if not isinstance(schema, pa.Schema):
+        raise OptionError(f"schema={schema!r} must be a pyarrow.Schema, for example pa.schema([('x', pa.int64())])")
+    try:
+        check_names(schema.names)
+    except ValueError as error:
+        raise OptionError(f"schema has {error}") from error
+    return schema.remove_metadata()
 
 
 def _workers(concurrency: Concurrency) -> tuple[int, int] | None:
     if concurrency is None:
         return None
-    bounds: object = concurrency if isinstance(concurrency, tuple) else (concurrency, concurrency)
-    match bounds:
-        case (int(least), int(most)) if 1 <= least <= most and not isinstance(least, bool):
-            return least, most
+    bounds = concurrency if isinstance(concurrency, tuple) else (concurrency, concurrency)
+    if len(bounds) == 2:
+        with suppress(OptionError):
+            least, most = (at_least("concurrency", bound, 1) for bound in bounds)
+            if least <= most:
+                return least, most
     raise OptionError(f"concurrency={concurrency!r} must be an integer of at least 1, or (least, most) of them")
 
 
 def _amount(name: str, value: float | None) -> float | None:
     """Check an amount of a resource."""
-    amount: object = value
-    match amount:
-        case None:
-            return None
-        case int() | float() if not isinstance(amount, bool) and 0 <= amount < float("inf"):
-            return float(amount)
+    if value is None:
+        return None
+    if is_number(value) and 0 <= value < float("inf"):
+        return float(value)
     raise OptionError(f"{name}={value!r} must be a number of at least 0, or None")

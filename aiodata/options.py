@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import numbers
 import os
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, get_args
+from typing import Any, Literal, TypeGuard, get_args, overload
+
+import numpy as np
 
 from aiodata.errors import OptionError
 
@@ -61,15 +64,18 @@ class ExecutionOptions:
         """Validate every field once, so that nothing else has to."""
         if self.runtime not in get_args(RuntimeName):
             raise OptionError(f"runtime={self.runtime!r} is unknown; use one of {get_args(RuntimeName)}")
-        at_least("num_cpus", self.num_cpus, 1, optional=True)
-        at_least("max_object_store_bytes", self.max_object_store_bytes, 1, optional=True)
-        at_least("target_block_bytes", self.target_block_bytes, 1)
-        at_least("max_errored_blocks", self.max_errored_blocks, -1)
-        at_least("task_max_retries", self.task_max_retries, 0)
-        true_or_false("metadata_prefetch", self.metadata_prefetch)
-        true_or_false("preserve_order", self.preserve_order)
-        true_or_false("measure_loop_lag", self.measure_loop_lag)
-        positive_seconds("close_timeout_s", self.close_timeout_s)
+        settle(
+            self,
+            num_cpus=at_least("num_cpus", self.num_cpus, 1, optional=True),
+            max_object_store_bytes=at_least("max_object_store_bytes", self.max_object_store_bytes, 1, optional=True),
+            target_block_bytes=at_least("target_block_bytes", self.target_block_bytes, 1),
+            max_errored_blocks=at_least("max_errored_blocks", self.max_errored_blocks, -1),
+            task_max_retries=at_least("task_max_retries", self.task_max_retries, 0),
+            metadata_prefetch=true_or_false("metadata_prefetch", self.metadata_prefetch),
+            preserve_order=true_or_false("preserve_order", self.preserve_order),
+            measure_loop_lag=true_or_false("measure_loop_lag", self.measure_loop_lag),
+            close_timeout_s=positive_seconds("close_timeout_s", self.close_timeout_s),
+        )
 
     def override(self, **changes: Any) -> ExecutionOptions:
         """Return a copy with `changes`; an unknown name is an `OptionError` that lists the known ones."""
@@ -106,9 +112,12 @@ class SplitOptions:
 
     def __post_init__(self) -> None:
         """Validate every field."""
-        if self.barrier_timeout_s is not None:
-            positive_seconds("barrier_timeout_s", self.barrier_timeout_s)
-        positive_seconds("barrier_warn_s", self.barrier_warn_s)
+        timeout_s = self.barrier_timeout_s
+        settle(
+            self,
+            barrier_timeout_s=None if timeout_s is None else positive_seconds("barrier_timeout_s", timeout_s),
+            barrier_warn_s=positive_seconds("barrier_warn_s", self.barrier_warn_s),
+        )
         if self.on_split_lost not in get_args(OnSplitLost):
             raise OptionError(f"on_split_lost={self.on_split_lost!r} is unknown; use one of {get_args(OnSplitLost)}")
 
@@ -126,22 +135,56 @@ def read_environment() -> Environment:
     return Environment(os.environ.get("AIODATA_RUNTIME") or None, os.environ.get("RAY_ADDRESS") or None)
 
 
-def true_or_false(name: str, value: object) -> None:
-    """Raise `OptionError` unless `value` is True or False."""
-    if not isinstance(value, bool):
+def settle(options: Any, **values: Any) -> None:
+    """Give fields of a frozen dataclass that is being made the values that were validated."""
+    for name, value in values.items():
+        object.__setattr__(options, name, value)
+
+
+def true_or_false(name: str, value: object) -> bool:
+    """Return `value` as a plain bool; NumPy's are taken, too.
+
+    Raises:
+        OptionError: It is neither True nor False.
+    """
+    if not isinstance(value, bool | np.bool_):
         raise OptionError(f"{name}={value!r} must be True or False")
+    return bool(value)
 
 
-def positive_seconds(name: str, value: object) -> None:
-    """Raise `OptionError` unless `value` is a number above 0."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not value > 0:
+def positive_seconds(name: str, value: object) -> float:
+    """Return `value`, a number above 0, as a plain one; NumPy's are taken, too.
+
+    Raises:
+        OptionError: It is none, or not above 0.
+    """
+    if not is_number(value) or not value > 0:
         raise OptionError(f"{name}={value!r} must be above 0 seconds")
+    return value if isinstance(value, int) else float(value)
 
 
-def at_least(name: str, value: object, minimum: int, *, optional: bool = False) -> None:
-    """Raise `OptionError` unless `value` is an integer of at least `minimum` (or None, if `optional`)."""
+def is_number(value: object) -> TypeGuard[float]:
+    """Whether `value` is a real number of any kind, which a bool is not."""
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+@overload
+def at_least(name: str, value: object, minimum: int) -> int: ...
+
+
+@overload
+def at_least(name: str, value: object, minimum: int, *, optional: bool) -> int | None: ...
+
+
+def at_least(name: str, value: object, minimum: int, *, optional: bool = False) -> int | None:
+    """Return `value`, an integer of at least `minimum` (or None, if `optional`), as a plain one; NumPy's are taken.
+
+    Raises:
+        OptionError: It is none, or below the minimum.
+    """
     if optional and value is None:
-        return
-    if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
+        return None
+    if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         unless = " or None" if optional else ""
         raise OptionError(f"{name}={value!r} must be an integer of at least {minimum}{unless}")
+    return int(value)

@@ -3,44 +3,52 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import TypeVar
 
 import anyio
-import anyio.to_thread
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
+from aiodata.concurrency import ask_in_thread, start
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Apply, Limit, Plan, Read
+from aiodata.plan.nodes import Limit, Plan, Read
 from aiodata.plan.optimize import push_down
-from aiodata.plan.transforms import SelectColumns
+from aiodata.plan.planning import find_plan_schema
+from aiodata.plan.source import Skip, raise_it
 from aiodata.runtime import choose_runtime
 
 _T = TypeVar("_T")
 
 
 async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
-    """Return the schema of a plan's rows: from its source where that knows, else from the first block of a run."""
-    if isinstance(plan.origin, Read):
-        source, steps = push_down(plan)
-        schema = await _ask(source.schema)
-        if schema is not None and not any(_changes_schema(step) for step in steps):
-            return schema
+    """Return the schema of a plan's rows: from its sources and verbs, or, if functions make them, by a short run.
+
+    Files that cannot be read say nothing, if errors are allowed.
+    """
+    schema = await _ask(partial(find_plan_schema, plan, _skip(options)))
+    if schema is not None:
+        return schema
     unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
     executor = await _run(unlimited.then(Limit(1)), options, _ignore)
     return executor.schema if executor.schema is not None else pa.schema([])
 
 
 async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
-    """Return the number of a plan's rows: from its source where that knows, else by a run that fetches no block."""
-    if isinstance(plan.origin, Read):
+    """Return the number of a plan's rows, which is what an iteration gives: by a run that fetches no block.
+
+    Where no verb and no error that is allowed can change it, it is what the source says.
+    """
+    if isinstance(plan.origin, Read) and not options.max_errored_blocks:
         source, steps = push_down(plan)
         limits = [step.num_rows for step in steps if isinstance(step, Limit)]
-        if len(limits) == len(steps) and (known := await _ask(source.count_rows)) is not None:
-            return min([known, *limits])
+        if all(isinstance(step, Limit) or step.transform.keeps_num_rows for step in steps):
+            await _ask(partial(find_plan_schema, plan, raise_it))
+            if (known := await _ask(partial(source.count_rows, raise_it))) is not None:
+                return min([known, *limits])
     total = 0
 
     async def add(bundle: RefBundle) -> None:
@@ -51,13 +59,17 @@ async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
     return total
 
 
-def _changes_schema(step: object) -> bool:
-    return isinstance(step, Apply) and (step.transform.calls_user_code or isinstance(step.transform, SelectColumns))
+def _skip(options: ExecutionOptions) -> Skip:
+    return _forget if options.max_errored_blocks else raise_it
+
+
+def _forget(error: AiodataError) -> None:
+    pass
 
 
 async def _ask(question: Callable[[], _T]) -> _T:
     """Ask a source, which may block."""
-    return await anyio.to_thread.run_sync(question, abandon_on_cancel=True)
+    return await ask_in_thread(question)
 
 
 async def _ignore(bundle: RefBundle) -> None:
@@ -73,7 +85,7 @@ async def _run(
             executor = StreamingExecutor(plan, runtime, options)
             send, receive = anyio.create_memory_object_stream[RefBundle](1)
             async with send, receive, anyio.create_task_group() as group:
-                group.start_soon(executor.run, send)
+                start(group, executor.run, send)
                 async for bundle in receive:
                     await visit(bundle)
             return executor

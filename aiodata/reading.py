@@ -6,14 +6,17 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.fs as pafs
 
 from aiodata.block import as_block, from_rows
 from aiodata.dataset import Dataset
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions, at_least
-from aiodata.plan.nodes import Plan, Read, Source
+from aiodata.plan.nodes import Plan, Read
+from aiodata.plan.source import Source
+from aiodata.schemas import check_names, with_plain_types
+from aiodata.sources.files import check_paths
 from aiodata.sources.memory import RangeSource, TableSource, split_table
 from aiodata.sources.parquet import ParquetSource
 
@@ -27,6 +30,8 @@ def read_parquet(
     columns: Sequence[str] | None = None,
     filter: pc.Expression | None = None,  # noqa: A002 - the field's name for it.
     filesystem: Any = None,
+    partitioning: str | None = "hive",
+    schema: pa.Schema | None = None,
 ) -> Dataset:
     """Read Parquet files, by row group.
 
@@ -36,7 +41,10 @@ def read_parquet(
         columns: The columns to read; None: all.
         filter: The rows to read, as a `pyarrow.compute.Expression`; row groups whose statistics rule them out are
             skipped.
-        filesystem: A `pyarrow.fs.FileSystem` that the paths are in; None: local, or the URI's.
+        filesystem: A `pyarrow.fs` or fsspec file system that the paths are in; None: local, or the URI's.
+        partitioning: `"hive"`: directories called `key=value` say what is in the column `key`; None: they do not.
+        schema: The columns and their types, for files that lack some, or that have other types; columns that are not
+            in it are not read. None: the types that hold the values of all files exactly.
 
     Returns:
         A Dataset; nothing is listed or read before it is iterated. Then a missing, corrupt or unreadable file, and a
@@ -48,17 +56,18 @@ def read_parquet(
             ...
         ```
     """
-    given = [paths] if isinstance(paths, str | os.PathLike) else list(paths)
-    if not given:
-        raise OptionError("paths=[] must name at least one file, directory or glob")
-    is_local = filesystem is None or isinstance(filesystem, pafs.LocalFileSystem)
-    names = tuple(_absolute(os.fspath(path)) if is_local else os.fspath(path) for path in given)
+    found = check_paths(paths, filesystem)
     if filter is not None and not isinstance(filter, pc.Expression):
         raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
     if columns is not None and not columns:
         raise OptionError("columns=[] must name at least one column")
-    source = ParquetSource(names, None if columns is None else tuple(columns), filter, filesystem)
-    return _dataset(source)
+    if partitioning not in ("hive", None):
+        raise OptionError(f"partitioning={partitioning!r} must be 'hive', or None to take no columns from directories")
+    if schema is not None and not isinstance(schema, pa.Schema):
+        raise OptionError(
+            f"schema={schema!r} must be a pyarrow.Schema, or None to take what holds the values of all files"
+        )
+    return _dataset(ParquetSource(found, None if columns is None else tuple(columns), filter, partitioning, schema))
 
 
 def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - as in every such library.
@@ -73,9 +82,8 @@ def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - 
         >>> asyncio.run(range(3).take())
         [{'id': 0}, {'id': 1}, {'id': 2}]
     """
-    at_least("n", n, 0)
-    at_least("num_blocks", num_blocks, 1, optional=True)
-    return _dataset(RangeSource(n, num_blocks))
+    num_rows, blocks = at_least("n", n, 0), at_least("num_blocks", num_blocks, 1, optional=True)
+    return _dataset(RangeSource(num_rows, blocks))
 
 
 def from_items(items: Sequence[Any]) -> Dataset:
@@ -87,9 +95,9 @@ def from_items(items: Sequence[Any]) -> Dataset:
         [{'item': 'a'}, {'item': 'b'}]
     """
     try:
-        block = from_rows(list(items))
-    except ValueError as error:
-        raise OptionError(f"items do not go together: {error}") from error
+        block = with_plain_types(from_rows(list(items)))
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"items cannot be made a table: {error}") from error
     return _dataset(TableSource("from_items", (block,)))
 
 
@@ -104,17 +112,19 @@ def from_arrow(obj: Any) -> Dataset:
         >>> asyncio.run(from_arrow(pa.table({"x": [1]})).take())
         [{'x': 1}]
     """
-    tables = [as_block(one) for one in (obj if isinstance(obj, list | tuple) else [obj])]
+    try:
+        tables = [with_plain_types(as_block(one)) for one in (obj if isinstance(obj, list | tuple) else [obj])]
+        for table in tables:
+            check_names(table.column_names)
+    except ValueError as error:
+        raise OptionError(f"obj cannot be read: {error}") from error
     if not tables:
         raise OptionError("obj=[] must hold at least one table; an empty table will do")
+    if any(table.num_rows and not table.num_columns for table in tables):
+        raise OptionError("obj has rows but no columns; there is nothing to read")
     blocks = tuple(block for table in tables for block in split_table(table, _MEMORY_BLOCK_BYTES))
     return _dataset(TableSource("from_arrow", blocks))
 
 
 def _dataset(source: Source) -> Dataset:
     return Dataset(Plan(Read(source)), ExecutionOptions())
-
-
-def _absolute(path: str) -> str:
-    """Return a local path so that workers, whose working directory may be another, find it too."""
-    return path if "://" in path else os.path.abspath(os.path.expanduser(path))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from time import perf_counter
-from typing import Any, Self
+from typing import Any, NoReturn, Self
 
 import anyio.lowlevel
 import pyarrow as pa
 
 from aiodata.batching.consumer import YIELD_EVERY_S
-from aiodata.errors import TaskError
+from aiodata.errors import TaskError, is_failure
 from aiodata.iterator import Batches, BatchIterator
 from aiodata.stats import IterationStats
 
@@ -41,6 +41,21 @@ class Rows:
     def __aiter__(self) -> RowIterator:
         """Return an iterator for one pass."""
         return RowIterator(aiter(self._batches))
+
+    def __anext__(self) -> NoReturn:
+        """Say what to write: these are all rows, and each `async for` begins anew.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            "these rows begin anew with each `async for`; for one row at a time write `iterator = aiter(rows)`, then "
+            "`await anext(iterator)`"
+        )
+
+    async def aclose(self) -> None:
+        """End all passes that are running, and wait until they have stopped; idempotent."""
+        await self._batches.aclose()
 
     async def __aenter__(self) -> RowIterator:
         """Return an iterator for one pass, which is closed when the `async with` is left."""
@@ -97,9 +112,9 @@ class RowIterator:
                     self._position = 0
                 try:
                     self._convert_stretch(self._table)
-                except Exception as error:
+                except TaskError:
                     await self.aclose()
-                    raise TaskError("aiter_rows", "a block", None, f"{type(error).__name__}: {error}") from error
+                    raise
             return row
         except BaseException:
             # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run.
@@ -134,5 +149,41 @@ class RowIterator:
 
     def _convert_stretch(self, table: pa.Table) -> None:
         stretch = table.slice(self._position, max(1, _VALUES_PER_STRETCH // table.num_columns))
-        self._rows = iter(stretch.to_pylist())
+        self._rows = iter(python_rows(stretch, "aiter_rows"))
         self._position += stretch.num_rows
+
+
+def python_rows(table: pa.Table, operator: str) -> list[dict[str, Any]]:
+    """Return rows as dicts of Python values.
+
+    Args:
+        table: The rows.
+        operator: Who wants them, for errors.
+
+    Raises:
+        TaskError: Python has no such values; the column is named.
+    """
+    try:
+        rows: list[dict[str, Any]] = table.to_pylist()
+    except BaseException as error:
+        if not is_failure(error):
+            raise
+        raise _blame_column(table, operator, error) from error
+    return rows
+
+
+def _blame_column(table: pa.Table, operator: str, error: BaseException) -> TaskError:
+    source = "a block"
+    for name, column in zip(table.column_names, table.columns, strict=True):
+        try:
+            column.to_pylist()
+        except BaseException as one:
+            if not is_failure(one):
+                raise
+            source = f"column {name!r} ({column.type})"
+            break
+    reason = (
+        f"{type(error).__name__}: {error}; Python's objects can not hold these values: take them with "
+        "batch_format='pyarrow', or cast the column in a map_batches"
+    )
+    return TaskError(operator, source, None, reason)

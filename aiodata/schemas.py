@@ -34,6 +34,8 @@ def mark_nulls(field: pa.Field, *, has_nulls: bool | None) -> pa.Field:
 
 def has_nulls(field: pa.Field) -> bool | None:
     """Return whether some rows of the dataset are null in this column; None: that is not known."""
+    if not field.nullable:
+        return False
     mark = (field.metadata or {}).get(_NULLS)
     return None if mark is None else bool(mark == b"some")
 
@@ -51,6 +53,11 @@ def has_known_categories(field: pa.Field) -> bool:
     return (field.metadata or {}).get(_CATEGORIES) == b"known"
 
 
+def without_marks(schema: pa.Schema) -> pa.Schema:
+    """Return the schema as users see it: without what is known of its columns."""
+    return pa.schema([mark_categories(mark_nulls(one, has_nulls=None), are_known=False) for one in schema])
+
+
 def unify_schemas(named: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     """Return the schema that holds every value of all of these, its columns in the order of their appearance.
 
@@ -60,19 +67,19 @@ def unify_schemas(named: Sequence[tuple[str, pa.Schema]]) -> pa.Schema:
     Raises:
         SchemaError: A column has types that no type holds exactly, or two columns have one name.
     """
-    distinct: dict[pa.Schema, str] = {}
+    distinct: dict[bytes, tuple[str, pa.Schema]] = {}
     latest: pa.Schema | None = None
     for source, schema in named:
         # What wrote a file often leaves something about its rows there, so that no two are equal.
         bare = schema.remove_metadata()
         if latest is None or not bare.equals(latest, check_metadata=True):
             latest = bare
-            distinct.setdefault(bare, source)
-    for schema, source in distinct.items():
-        if len(set(schema.names)) < len(schema.names):
-            raise SchemaError(f"{source} has several columns of one name: {duplicates(schema.names)}; rename them")
+            # Schemas are equal, as keys too, whatever is noted in their fields.
+            distinct.setdefault(bare.serialize().to_pybytes(), (source, bare))
     columns: dict[str, list[tuple[str, pa.Field]]] = {}
-    for schema, source in distinct.items():
+    for source, schema in distinct.values():
+        if twice := duplicates(schema.names):
+            raise SchemaError(f"{source} has several columns of one name: {twice}; rename them")
         for field in schema:
             columns.setdefault(field.name, []).append((source, field))
     return pa.schema([_unify_column(fields, len(distinct)) for fields in columns.values()])
@@ -88,7 +95,7 @@ def _unify_column(fields: Sequence[tuple[str, pa.Field]], num_schemas: int) -> p
         other = next((one for one in kinds if unify_types(first.type, one) is None), list(kinds)[-1])
         raise SchemaError(
             f"column {first.name!r} has types that do not go together: {first.type} in {first_source}, {other} in "
-            f"{kinds[other]}; cast one of them to the other's, or leave the column out"
+            f"{kinds[other]}; make one type (and for tensors, one shape) of them, or leave it out"
         )
     is_everywhere = len(fields) == num_schemas
     is_nullable = not is_everywhere or any(field.nullable for _, field in fields)
@@ -156,16 +163,19 @@ def _conform_column(column: pa.ChunkedArray, field: pa.Field) -> pa.ChunkedArray
     return cast
 
 
-def with_plain_types(table: pa.Table, *, keep_nested_dictionaries: bool = True) -> pa.Table:
+def with_plain_types(
+    table: pa.Table, *, keep_nested_dictionaries: bool = True, keep_metadata: bool = False
+) -> pa.Table:
     """Return the table with types that Arrow's kernels can work with, and no notes of other libraries in its fields.
 
     Args:
         table: Any table; returned as it is if there is nothing to change.
         keep_nested_dictionaries: As for `plain_type`.
+        keep_metadata: Whether to keep what other libraries have noted in the fields.
     """
     for index, field in enumerate(table.schema):
         kind = plain_type(field.type, keep_nested_dictionaries=keep_nested_dictionaries)
-        metadata = _own_metadata(field)
+        metadata = (field.metadata or {}) if keep_metadata else _own_metadata(field)
         if kind != field.type or len(metadata) < len(field.metadata or ()):
             plain = pa.field(field.name, kind, field.nullable, metadata or None)
             table = table.set_column(index, plain, cast_exactly(table.column(index), kind))

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Self
 
 from aiodata.coordination.service import Splitting
+from aiodata.errors import OptionError
 from aiodata.runtime.hosting import RemoteService, find_service
-from aiodata.split import SplitIterator
+from aiodata.split import SplitIterator, check_name
 
 
 async def attach(name: str, *, namespace: str | None = None) -> SplitService:
@@ -17,6 +18,7 @@ async def attach(name: str, *, namespace: str | None = None) -> SplitService:
         namespace: The Ray namespace that it was made in, if one was given.
 
     Raises:
+        OptionError: The name can not be one.
         CoordinatorLostError: There is no such service, or no more.
         RuntimeUnavailableError: Ray can not be reached.
 
@@ -28,6 +30,10 @@ async def attach(name: str, *, namespace: str | None = None) -> SplitService:
         await service.aclose()
         ```
     """
+    check_name("name", name)
+    if name is None:
+        raise OptionError("name=None must be the name that streaming_split(n, name=...) was given")
+    check_name("namespace", namespace)
     remote = await find_service(name, namespace=namespace)
     return SplitService(name, remote, await remote.call("splitting"))
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import pyarrow as pa
@@ -103,16 +103,36 @@ def split_plan(
     options: SplitOptions,
 ) -> list[SplitIterator]:
     """Host a coordinator of a plan's splits, and return their handles; see `Dataset.streaming_split`."""
-    at_least("n", num_splits, 1)
-    true_or_false("equal", equal)
+    num_splits, equal = at_least("n", num_splits, 1), true_or_false("equal", equal)
+    check_name("name", name)
+    check_name("namespace", namespace)
     if not isinstance(options, SplitOptions):
         raise OptionError(f"options={options!r} must be a SplitOptions")
     if execution.runtime == "local":
         raise OptionError("runtime='local' has no splits, whose consumers are in other processes; use runtime='ray'")
-    nodes = tuple(locality_hints or ())
-    if nodes and len(nodes) != num_splits:
-        raise OptionError(f"locality_hints={list(nodes)} must name one node for each of the {num_splits} splits")
+    nodes = _nodes(locality_hints, num_splits)
     splitting = Splitting(num_splits, execution.override(runtime="ray"), options)
     make = partial(CoordinatorService, plan, splitting, uuid.uuid4().hex, equal=equal, nodes=nodes)
     service = start_service(make, name=name, namespace=namespace, label="streaming_split")
     return [SplitIterator(service, split, splitting) for split in range(num_splits)]
+
+
+def check_name(argument: str, name: object) -> None:
+    """Check the name of a service, or of a namespace, before anything is started.
+
+    Raises:
+        OptionError: It is neither None nor a string that can be looked for.
+    """
+    if name is not None and not (isinstance(name, str) and name.strip()):
+        raise OptionError(f"{argument}={name!r} must be a string that is not empty, or None")
+
+
+def _nodes(hints: object, num_splits: int) -> tuple[str | None, ...]:
+    if hints is None:
+        return ()
+    nodes = None if isinstance(hints, str | bytes) or not isinstance(hints, Iterable) else tuple(hints)
+    if nodes is None or not all(node is None or isinstance(node, str) for node in nodes):
+        raise OptionError(f"locality_hints={hints!r} must be a list of node ids: strings, or None for any node")
+    if nodes and len(nodes) != num_splits:
+        raise OptionError(f"locality_hints={list(nodes)} must name one node for each of the {num_splits} splits")
+    return nodes

@@ -78,11 +78,12 @@ async def same_store(stored_before: int) -> AsyncIterator[None]:
 
 
 def threads() -> set[str]:
-    """Names of the threads that are neither anyio's pooled workers nor Ray's own."""
+    """Names of the threads that are neither pooled workers nor Ray's own."""
     return {
         thread.name
         for thread in threading.enumerate()
-        if thread.name != "AnyIO worker thread" and not thread.name.lower().startswith(("ray", "pythongc"))
+        if thread.name not in {"AnyIO worker thread", "aiodata worker thread"}
+        and not thread.name.lower().startswith(("ray", "pythongc"))
     }
 
 

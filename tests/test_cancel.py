@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import gc
 import random
 import warnings
@@ -323,3 +324,32 @@ async def one_batch(batches: aiodata.BatchIterator) -> list[int]:
     batch = await anext(batches)
     ids: list[int] = batch["id"].tolist()
     return ids
+
+
+async def read_until_error(batches: Any) -> None:
+    async with contextlib.aclosing(batches):
+        async for _ in batches:
+            raise KeyError("the real error")
+
+
+async def test_what_is_iterated_can_be_closed_itself(runtime: str) -> None:
+    ds = aiodata.range(1000, num_blocks=10).with_options(runtime=runtime)
+    for batches in (ds.aiter_batches(batch_size=10), ds.aiter_rows(), ds.aiter_bundles()):
+        await batches.aclose()  # Nothing runs.
+        with pytest.raises(KeyError, match="the real error"):
+            await read_until_error(batches)
+        assert asyncio.all_tasks() == {asyncio.current_task()}, "closing has waited for the run"
+        iterator = aiter(batches)
+        await anext(iterator)
+        await batches.aclose()
+        with pytest.raises(StopAsyncIteration):
+            await anext(iterator)
+        await batches.aclose()
+        assert len([one async for one in batches]) >= 10, "it can be iterated again"
+
+
+async def test_next_of_what_is_iterated_says_what_to_write(runtime: str) -> None:
+    ds = aiodata.range(10).with_options(runtime=runtime)
+    for batches in (ds.aiter_batches(), ds.aiter_rows(), ds.aiter_bundles()):
+        with pytest.raises(TypeError, match=r"iterator = aiter\((batches|rows)\)"):
+            await anext(batches)

@@ -199,10 +199,10 @@ async def test_select_columns_keeps_the_order_given(runtime: str) -> None:
 
 async def test_selecting_a_missing_column_names_it_whatever_is_asked(runtime: str) -> None:
     ds = counted(runtime).select_columns(["id", "nope"])
-    with pytest.raises(aiodata.TaskError, match="nope"):
-        await collect(ds)
-    with pytest.raises(aiodata.TaskError, match="nope"):
-        await ds.schema()
+    message = r"select_columns\(\['id', 'nope'\]\): there is no column 'nope'; the columns are \['id'\]"
+    for ask in (lambda: collect(ds), ds.schema, ds.count):
+        with pytest.raises(aiodata.OptionError, match=message):
+            await ask()
 
 
 @pytest.mark.parametrize("n", [0, 1, 99, 100, 101, 10**9])

@@ -344,7 +344,7 @@ async def test_verbs_go_on_from_a_materialized_dataset(runtime: str, tmp_path: P
     assert await collect(stored.filter(pc.field("id") >= 150)) == list(range(150, 200, 2))
     assert await collect(stored.limit(30).map_batches(lambda batch: {"id": -batch["id"]}).limit(3)) == [0, -2, -4]
     assert (await stored.select_columns("id").take(1)) == [{"id": 0}]
-    with pytest.raises(aiodata.TaskError, match="nothing"):
+    with pytest.raises(aiodata.OptionError, match="nothing"):
         await collect(stored.select_columns("nothing"))
     assert num_calls(log) == made
     assert repr(stored) == "<Dataset materialized>"

@@ -7,6 +7,7 @@ import re
 from dataclasses import FrozenInstanceError
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,6 +15,12 @@ import aiodata
 from aiodata import ExecutionOptions, OptionError, SplitOptions
 from aiodata.batching.options import BatchOptions
 from aiodata.options import at_least, read_environment
+
+
+class Same:
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return batch
+
 
 BAD_EXECUTION = [
     ("runtime", "gpu", "use one of ('auto', 'local', 'ray')"),
@@ -108,6 +115,14 @@ def test_split_options_are_frozen_and_may_wait_for_ever() -> None:
         (lambda ds: ds.streaming_split(2.0), "n=2.0 must be an integer of at least 1"),
         (lambda ds: ds.streaming_split(2, equal="yes"), "equal='yes' must be True or False"),
         (lambda ds: ds.streaming_split(2, options={"barrier_warn_s": 3}), "must be a SplitOptions"),
+        (lambda ds: ds.streaming_split(True), "n=True must be an integer of at least 1"),
+        (lambda ds: ds.streaming_split(2, options=0), "must be a SplitOptions"),
+        (lambda ds: ds.streaming_split(2, name=3), "name=3 must be a string that is not empty, or None"),
+        (lambda ds: ds.streaming_split(2, name=""), "name='' must be a string"),
+        (lambda ds: ds.streaming_split(2, name="a", namespace=b"b"), "namespace=b'b' must be a string"),
+        (lambda ds: ds.streaming_split(2, locality_hints="ab"), "locality_hints='ab' must be a list of node ids"),
+        (lambda ds: ds.streaming_split(2, locality_hints=5), "locality_hints=5 must be a list of node ids"),
+        (lambda ds: ds.streaming_split(2, locality_hints=[1, 2]), "must be a list of node ids"),
         (lambda ds: ds.streaming_split(2, locality_hints=["a"]), "must name one node for each of the 2 splits"),
         (lambda ds: ds.with_options(runtime="local").streaming_split(2), "runtime='local' has no splits"),
     ],
@@ -122,6 +137,15 @@ def test_bad_argument_of_streaming_split_is_refused_before_ray_starts(call: Any,
     [
         (lambda: aiodata.range(-1), "n=-1 must be an integer of at least 0"),
         (lambda: aiodata.range(1.5), "n=1.5 must be an integer"),  # type: ignore[arg-type]
+        (lambda: aiodata.range(True), "n=True must be an integer"),
+        (lambda: aiodata.range(1, num_blocks=True), "num_blocks=True must be an integer"),
+        (lambda: aiodata.range(1).limit(True), "n=True must be an integer"),
+        (
+            lambda: aiodata.range(1).map_batches(Same, concurrency=(1, True)),
+            r"concurrency=\(1, True\) must be an integer",
+        ),
+        (lambda: aiodata.range(1).map_batches(Same, concurrency=(1, 2, 3)), "at least 1, or"),  # type: ignore[arg-type]
+        (lambda: aiodata.range(1).map_batches(Same, num_cpus=np.True_), "num_cpus=np.True_ must"),  # type: ignore[arg-type]
         (lambda: aiodata.range(1, num_blocks=0), "num_blocks=0 must be an integer of at least 1 or None"),
         (lambda: aiodata.from_arrow([]), "an empty table will do"),
         (lambda: aiodata.read_parquet([]), "must name at least one file"),
@@ -147,6 +171,40 @@ async def as_coroutine(batch: pa.Table) -> pa.Table:
 
 async def as_async_generator(batch: pa.Table) -> Any:
     yield batch
+
+
+@pytest.mark.parametrize("kind", [np.int8, np.int64, np.uint64])
+def test_numbers_of_numpy_are_taken_as_plain_ones(kind: Any) -> None:
+    seconds: Any = np.float32(2.5)
+    options = ExecutionOptions(num_cpus=kind(2), target_block_bytes=kind(3), close_timeout_s=seconds)
+    assert options == ExecutionOptions(num_cpus=2, target_block_bytes=3, close_timeout_s=2.5)
+    assert type(options.num_cpus) is int
+    assert type(options.close_timeout_s) is float
+    true: Any = np.True_
+    batching = BatchOptions(batch_size=kind(3), drop_last=true, prefetch_batches=kind(0))
+    assert batching == BatchOptions(batch_size=3, drop_last=True, prefetch_batches=0)
+    assert type(batching.drop_last) is bool
+    with pytest.raises(OptionError, match="batch_size="):
+        BatchOptions(batch_size=true)
+
+
+async def test_sizes_of_numpy_work_wherever_a_number_is_asked_for() -> None:
+    one: Any = np.int8(1)
+    three: Any = np.int64(3)
+    half: Any = np.float32(0.5)
+    false: Any = np.False_
+    ds = aiodata.range(3 * three, num_blocks=three).with_options(runtime="local", num_cpus=three)
+    ds = ds.map_batches(Same, batch_size=three, concurrency=(one, three), num_cpus=half)
+    ds = ds.map_batches(as_coroutine, concurrency=three)
+    assert await ds.count() == 9
+    assert len(await ds.take(three)) == len(await ds.limit(three).take()) == 3
+    assert [len(batch["id"]) async for batch in ds.aiter_batches(batch_size=three, drop_last=false)] == [3, 3, 3]
+
+
+@pytest.mark.parametrize("name", [3, "", None])
+async def test_bad_name_to_attach_to_is_refused(name: Any) -> None:
+    with pytest.raises(OptionError, match=f"name={name!r} must be"):
+        await aiodata.attach(name)
 
 
 def test_unknown_option_is_refused_with_the_known_ones() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import decimal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -108,10 +109,11 @@ async def test_function_error_in_memory_names_the_rows(runtime: str) -> None:
     assert failure.rows == (50, 60)
 
 
-async def test_function_error_after_a_filter_names_the_row_group_without_rows(runtime: str, parquet_dir: Path) -> None:
+async def test_function_error_after_a_filter_names_the_row_groups_without_rows(runtime: str, parquet_dir: Path) -> None:
     ds = aiodata.read_parquet(parquet_dir).filter(pc.field("id") >= 6100).with_options(runtime=runtime)
     failure = await failure_of(ds.map_batches(fail_from(6234, ValueError("bad")), batch_size=100))
-    assert failure.source == f"{parquet_dir / 'part-2.parquet'}, row group 1"
+    # These were read at once, and what is left of one is not told from what is left of the other.
+    assert failure.source == f"{parquet_dir / 'part-2.parquet'}, row groups 1 to 2"
     assert failure.rows is None
 
 
@@ -317,3 +319,81 @@ async def test_batch_that_can_not_be_joined_ends_the_iteration_and_skips_no_rows
     with pytest.raises(StopAsyncIteration):
         await anext(batches)
     await batches.aclose()
+
+
+class Panic(BaseException):
+    """What a library that is written in Rust raises in place of an error."""
+
+
+class PanickingClass:
+    def __init__(self) -> None:
+        raise Panic("ouch")
+
+    def __call__(self, batch: Batch) -> Batch:
+        return batch
+
+
+def panic(batch: Batch) -> Batch:
+    raise Panic("ouch")
+
+
+async def panic_later(batch: Batch) -> Batch:
+    raise Panic("ouch")
+
+
+def panic_after_output(batch: Batch) -> Iterator[Batch]:
+    yield batch
+    raise Panic("ouch")
+
+
+@pytest.mark.parametrize("function", [panic, panic_later, panic_after_output, PanickingClass])
+async def test_panic_of_a_library_is_an_error_with_its_cause(runtime: str, function: Any) -> None:
+    ds = aiodata.range(10).with_options(runtime=runtime).map_batches(function)
+    with pytest.raises(aiodata.TaskError, match="Panic: ouch") as caught:
+        await ds.count()
+    assert type(caught.value.__cause__).__name__ == "Panic"
+    with pytest.raises(aiodata.TaskError, match="Panic: ouch"):
+        await collect(ds)
+
+
+async def test_panic_may_be_skipped_like_an_error(runtime: str) -> None:
+    ds = aiodata.range(10, num_blocks=2).with_options(runtime=runtime, max_errored_blocks=-1).map_batches(panic)
+    assert await ds.count() == 0
+
+
+@pytest.mark.parametrize("function", [panic, panic_later])
+async def test_panic_in_a_collate_function_is_an_error(runtime: str, function: Any) -> None:
+    ds = aiodata.range(10).with_options(runtime=runtime)
+    with pytest.raises(aiodata.TaskError, match="Panic: ouch"):
+        async for _ in ds.aiter_batches(collate_fn=function):
+            pass
+
+
+async def test_panic_in_polars_is_an_error_where_it_converts(runtime: str) -> None:
+    table = pa.table({"x": pa.array([decimal.Decimal("1.25")], pa.decimal256(50, 2))})
+    ds = aiodata.from_arrow(table).with_options(runtime=runtime)
+    with pytest.raises(aiodata.TaskError, match="Panic"):
+        await ds.map_batches(lambda batch: batch, batch_format="polars").take()
+    for ask in (lambda: ds.take_batch(batch_format="polars"), lambda: collect_polars(ds)):
+        with pytest.raises(aiodata.TaskError):
+            await ask()
+
+
+async def collect_polars(ds: aiodata.Dataset) -> None:
+    async for _ in ds.aiter_batches(batch_format="polars"):
+        pass
+
+
+@pytest.mark.parametrize(
+    "values", [pa.array([10**18], pa.timestamp("s")), pa.array([10**9], pa.date32())], ids=["timestamp", "date"]
+)
+async def test_values_that_python_cannot_hold_are_an_error_that_names_the_column(
+    runtime: str, values: pa.Array
+) -> None:
+    ds = aiodata.from_arrow(pa.table({"id": [1], "when": values})).with_options(runtime=runtime)
+    with pytest.raises(aiodata.TaskError, match=r"take failed on column 'when' .*batch_format='pyarrow'"):
+        await ds.take()
+    with pytest.raises(aiodata.TaskError, match=r"aiter_rows failed on column 'when' "):
+        async for _ in ds.aiter_rows():
+            pass
+    assert (await ds.take_batch(batch_format="pyarrow"))["when"].equals(pa.chunked_array([values]))

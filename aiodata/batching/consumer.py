@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import enum
+from collections.abc import Callable
+from contextlib import suppress
 from time import perf_counter
 from typing import Any, NoReturn
 
@@ -64,6 +66,8 @@ class Consumer:
         self._waiting = False
         self._supervisor = Supervisor(self._run, name="aiodata run", on_end=self._on_run_end)
         self._loops: list[asyncio.AbstractEventLoop] = []
+        # Who waits in other event loops for the end of the run.
+        self._on_ended: list[Callable[[], None]] = []
         self._error: Exception | None = None
         # Until then, a batch that is ready is returned without a look at anything else.
         self._fast_until = 0.0
@@ -104,7 +108,7 @@ class Consumer:
         if self._phase is Phase.CLOSED:
             raise StopAsyncIteration
         if self._loops and self._loops[0] is not asyncio.get_running_loop():
-            self._close()
+            self.abandon()
             raise ClosedError("this iterator was started in another event loop; get a new one in each: aiter(batches)")
         self._waiting = True
         self._fast_until = 0.0
@@ -132,7 +136,10 @@ class Consumer:
                 self._fast_until = perf_counter() + YIELD_EVERY_S
 
     async def aclose(self) -> None:
-        """End the run and wait for that, shielded and bounded; idempotent."""
+        """End the run and wait for that, shielded and bounded; idempotent, from any task of any event loop."""
+        if self._loops and self._loops[0] is not asyncio.get_running_loop():
+            await self._close_in_its_loop(self._loops[0])
+            return
         started = perf_counter()
         was_running = self._phase is Phase.RUNNING
         self._close()
@@ -142,6 +149,29 @@ class Consumer:
                 await self._supervisor.wait()
         if was_running:
             self._times.closing_s = perf_counter() - started
+
+    async def _close_in_its_loop(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Have another event loop end the run; wait for that while the loop runs, and for the close timeout at most."""
+        if self._supervisor.ended or not loop.is_running():
+            self.abandon()
+            return
+        here, ended = asyncio.get_running_loop(), anyio.Event()
+
+        def tell() -> None:
+            with suppress(RuntimeError):  # The loop is closed: nobody is waiting any more.
+                here.call_soon_threadsafe(ended.set)
+
+        def end() -> None:
+            self._end()
+            if self._supervisor.ended:
+                tell()
+            else:
+                self._on_ended.append(tell)
+
+        with suppress(RuntimeError):  # That loop was closed just now.
+            loop.call_soon_threadsafe(end)
+            with anyio.move_on_after(self._options.close_timeout_s, shield=True):
+                await ended.wait()
 
     def abandon(self) -> None:
         """Ask the loop to end the run; for a handle that is dropped, from any thread."""
@@ -279,3 +309,5 @@ class Consumer:
         """Let a waiting consumer see that the run has ended."""
         self._pipeline.end()
         self._fast_until = 0.0
+        while self._on_ended:
+            self._on_ended.pop()()

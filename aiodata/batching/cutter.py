@@ -22,7 +22,7 @@ from aiodata.batching.shuffle import ShuffleBuffer
 from aiodata.batching.window import FetchWindow, Held
 from aiodata.block import copy_rows
 from aiodata.concurrency import call_in_thread
-from aiodata.errors import TaskError
+from aiodata.errors import TaskError, is_failure
 
 T = TypeVar("T")
 
@@ -145,7 +145,9 @@ class Cutter:
         rows_done = self._batcher.rows
         try:
             batch = self._batcher.next()
-        except Exception as error:
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             raise TaskError("aiter_batches", "the blocks of a batch", None, str(error)) from error
         if batch is None:
             return Signal.PENDING
@@ -395,5 +397,7 @@ def _checked(step: Callable[[], T], source: str) -> T:
     """Take a step of cutting; where it fails, that is the fault of the data, or of what is asked of it."""
     try:
         return step()
-    except Exception as error:
+    except BaseException as error:
+        if not is_failure(error):
+            raise
         raise TaskError("aiter_batches", source, None, str(error)) from error

@@ -4,19 +4,27 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Protocol
 
 import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
+from aiodata.concurrency import call_in_thread, start
 from aiodata.coordination import DELIVERY_BYTES, MAX_BUNDLES, Coordinator, Lease
 from aiodata.execution.executor import StreamingExecutor, max_held_bytes
 from aiodata.options import ExecutionOptions, SplitOptions
+from aiodata.plan.control import blame
 from aiodata.plan.nodes import Plan
+from aiodata.plan.pieces import Origin
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
+from aiodata.schemas import conform
 from aiodata.stats import RunStats
+
+# Seconds that a conversion of a block's rows is waited for when it is cancelled.
+_CONFORM_GRACE_S = 1.0
 
 # The part of what a consumer may hold that one delivery may have: one of so many.
 _HELD_PARTS = 8
@@ -69,9 +77,25 @@ class Feed(Protocol):
 
 
 async def fetch_rows(runtime: Runtime, bundle: RefBundle) -> pa.Table:
-    """Return a bundle's rows, out of its block; cancelled, it can be asked again."""
+    """Return a bundle's rows, out of its block; cancelled, it can be asked again.
+
+    Raises:
+        TaskError: A value has no place in the schema that a union of several has given its rows.
+    """
     block = await runtime.get(bundle.ref)
-    return block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
+    rows = block if bundle.num_rows == block.num_rows else block.slice(bundle.start, bundle.num_rows)
+    if bundle.conform_to is None:
+        return rows
+    if rows.schema.equals(bundle.conform_to):  # What is known of its columns takes no time to note.
+        return conform(rows, bundle.conform_to)
+    conform_rows = partial(_conform, rows, bundle)
+    del block, rows  # A cancellation's traceback keeps this frame.
+    return await call_in_thread(conform_rows, grace_s=_CONFORM_GRACE_S)
+
+
+def _conform(rows: pa.Table, bundle: RefBundle) -> pa.Table:
+    with blame("union", Origin(bundle.metadata.source, (bundle.start, bundle.stop))):
+        return conform(rows, bundle.schema)
 
 
 class LocalFeed:
@@ -109,7 +133,7 @@ class LocalFeed:
                 max_waiting=max(1, min(MAX_BUNDLES, delivery_bytes // self._options.target_block_bytes)),
             )
             async with anyio.create_task_group() as group:
-                group.start_soon(coordinator.serve, 1)
+                start(group, coordinator.serve, 1)
                 lease, _ = await coordinator.join(0)
                 await coordinator.start_epoch(lease)
                 epoch = _Epoch(coordinator, lease, runtime, held_bytes)

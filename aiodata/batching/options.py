@@ -9,7 +9,7 @@ from typing import Any
 
 from aiodata.errors import OptionError
 from aiodata.formats import Format, get_format
-from aiodata.options import at_least, true_or_false
+from aiodata.options import at_least, settle, true_or_false
 
 # Workers of a collate function by default, at most.
 _MAX_DEFAULT_WORKERS = 4
@@ -22,6 +22,7 @@ class BatchOptions:
     batch_size: int | None = 256
     batch_format: str = "numpy"
     dtypes: Any = None
+    nulls: str | None = None
     prefetch_batches: int = 2
     max_prefetch_bytes: int | None = None
     drop_last: bool = False
@@ -38,14 +39,18 @@ class BatchOptions:
         Raises:
             OptionError: A value that can not work.
         """
-        at_least("batch_size", self.batch_size, 1, optional=True)
-        at_least("prefetch_batches", self.prefetch_batches, 0)
-        at_least("max_prefetch_bytes", self.max_prefetch_bytes, 1, optional=True)
-        true_or_false("drop_last", self.drop_last)
-        at_least("local_shuffle_buffer_size", self.local_shuffle_buffer_size, 1, optional=True)
-        at_least("local_shuffle_seed", self.local_shuffle_seed, 0, optional=True)
-        at_least("collate_workers", self.collate_workers, 1, optional=True)
-        at_least("prefetch_to_device", self.prefetch_to_device, 0)
+        buffer_size = self.local_shuffle_buffer_size
+        settle(
+            self,
+            batch_size=at_least("batch_size", self.batch_size, 1, optional=True),
+            prefetch_batches=at_least("prefetch_batches", self.prefetch_batches, 0),
+            max_prefetch_bytes=at_least("max_prefetch_bytes", self.max_prefetch_bytes, 1, optional=True),
+            drop_last=true_or_false("drop_last", self.drop_last),
+            local_shuffle_buffer_size=at_least("local_shuffle_buffer_size", buffer_size, 1, optional=True),
+            local_shuffle_seed=at_least("local_shuffle_seed", self.local_shuffle_seed, 0, optional=True),
+            collate_workers=at_least("collate_workers", self.collate_workers, 1, optional=True),
+            prefetch_to_device=at_least("prefetch_to_device", self.prefetch_to_device, 0),
+        )
         self._check_combinations()
         self.make_format()
 
@@ -60,8 +65,8 @@ class BatchOptions:
         return self.local_shuffle_seed is not None
 
     def make_format(self) -> Format:
-        """Return the batches' format."""
-        return get_format(self.batch_format, self.dtypes)
+        """Return the batches' format: what a consumer writes into a batch reaches nobody else."""
+        return get_format(self.batch_format, self.dtypes, nulls=self.nulls, writable=True)
 
     def with_seed(self) -> BatchOptions:
         """Return the options with a seed of their own, where they shuffle and none was given."""

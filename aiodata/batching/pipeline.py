@@ -16,7 +16,7 @@ from aiodata.batching.options import BatchOptions
 from aiodata.batching.stages import AheadStage, Caller, CollateStage, NextItem, Stage
 from aiodata.batching.window import FetchWindow
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop, send
+from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop, send, start
 from aiodata.errors import TaskError
 
 # Cutting a batch takes long from here on, in seconds.
@@ -123,7 +123,7 @@ class DirectPipeline:
         await self._cutter.prepare()
         with self.window.report.to(bundles, lambda: self.finished_rows):
             async with anyio.create_task_group() as group:
-                group.start_soon(self.window.run, bundles)
+                start(group, self.window.run, bundles)
                 await self._decided.wait()
                 if self._is_ahead:
                     await self._ahead.run()
@@ -226,9 +226,9 @@ class StagedPipeline:
         await self._cutter.prepare()
         with self._scope, self.window.report.to(bundles, lambda: self.finished_rows):
             async with anyio.create_task_group() as group:
-                group.start_soon(self.window.run, bundles)
+                start(group, self.window.run, bundles)
                 for stage in self._stages:
-                    group.start_soon(stage.run)
+                    start(group, stage.run)
                 await self._is_used_up.wait()
 
     def take(self) -> Any:

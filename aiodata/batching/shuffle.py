@@ -200,9 +200,8 @@ def _shuffle(
     """Draw rows of the blocks at random; copy them, and apart from them the others."""
     # What was kept has plain types already; its new neighbours must have them before they can join it.
     groups = groupby(blocks, key=attrgetter("schema"))
-    table = concat_blocks(
-        [with_plain_types(concat_blocks(list(group)), keep_nested_dictionaries=False) for _, group in groups]
-    )
+    to_plain = partial(with_plain_types, keep_nested_dictionaries=False, keep_metadata=True)
+    table = concat_blocks([to_plain(concat_blocks(list(group))) for _, group in groups])
     # The fill is the spawn key, not one more integer: numpy takes [1] and [1, 0] for the same seed.
     rng = np.random.default_rng(np.random.SeedSequence(seed, spawn_key=(fill,)))
     drawn = rng.permutation(table.num_rows)[:num_drawn]

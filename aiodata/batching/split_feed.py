@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from aiodata.batching.feed import BundleSource, fetch_rows
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames
+from aiodata.concurrency import Wakeup, cleared_frames, start
 from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
 from aiodata.coordination.service import MAX_CALLS, Splitting
 from aiodata.errors import AiodataError
@@ -34,6 +34,9 @@ _LATEST_PART = 0.3
 
 # What the consumer is done with is told at least this often, in seconds, if there is something to tell.
 _REPORT_EVERY_S = 0.1
+
+# A block that has not come for so long, in seconds, is asked for again; then after twice as long, and so on.
+_PATIENCE_S = 2.0
 
 
 class SplitFeed:
@@ -141,7 +144,7 @@ class _SplitEpoch:
         """Let the bundles be consumed."""
         try:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._ask_ahead)
+                start(group, self._ask_ahead)
                 await consume(self)
                 group.cancel_scope.cancel()
         finally:
@@ -174,9 +177,20 @@ class _SplitEpoch:
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         """Return a bundle's rows.
 
+        Ray 2.60 now and then never gets a block to a process where another consumer of it has just let go of the other
+        half. A reference to it that comes anew from its owner has Ray look for it again.
+
         Raises:
             CoordinatorLostError: The block went with the coordinator, which owned it.
         """
+        patience_s = _PATIENCE_S
+        while True:
+            with anyio.move_on_after(patience_s):
+                return await self._fetch(bundle)
+            bundle = await self._service.call("again", bundle)
+            patience_s *= 2
+
+    async def _fetch(self, bundle: RefBundle) -> pa.Table:
         try:
             return await fetch_rows(self._runtime, bundle)
         except AiodataError:
@@ -202,7 +216,7 @@ class _SplitEpoch:
         async with anyio.create_task_group() as group:
             while not self._has_ended:
                 if self._num_asked - self._num_answered < MAX_CALLS and len(self.delivered) < self._bundles_ahead:
-                    group.start_soon(self._ask, self._num_asked)
+                    start(group, self._ask, self._num_asked)
                     self._num_asked += 1
                 else:
                     await self._taken.wait()

@@ -16,8 +16,8 @@ from anyio.abc import TaskGroup
 
 from aiodata.batching.cutter import Cutter, Item, Signal
 from aiodata.batching.reorder import ReorderBuffer
-from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
-from aiodata.errors import TaskError
+from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, start
+from aiodata.errors import TaskError, is_failure
 from aiodata.plan.transforms import describe
 
 # Calls a user's function with a batch, and returns the batch that comes of it.
@@ -212,7 +212,7 @@ class CollateStage(Stage):
 
     async def _start(self, group: TaskGroup, item: Item) -> None:
         self._running += 1
-        group.start_soon(self._collate, item, name=f"collate batch {item.number}")
+        start(group, self._collate, item, name=f"collate batch {item.number}")
 
     async def _collate(self, item: Item) -> None:
         if self._has_failed:  # In this very turn of the loop, so that the cancellation is still on its way.
@@ -266,8 +266,8 @@ class Caller:
             # A plain function may return a coroutine, as a lambda around an async function does.
             if inspect.iscoroutine(value):
                 value = await value
-        except (Exception, asyncio.CancelledError) as error:
-            if isinstance(error, asyncio.CancelledError) and _is_cancelled():
+        except BaseException as error:
+            if not is_failure(error) and (not isinstance(error, asyncio.CancelledError) or _is_cancelled()):
                 raise
             raise self._blame(item, error)  # noqa: B904 - it has its cause already.
         return replace(item, value=value)

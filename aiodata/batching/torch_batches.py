@@ -21,7 +21,7 @@ def torch_options(
         OptionError: A value that can not work, or torch is not installed.
     """
     torch = _require_torch()
-    true_or_false("pin_memory", pin_memory)
+    pin_memory = true_or_false("pin_memory", pin_memory)
     if collate_fn is not None and dtypes is not None:
         raise OptionError("give dtypes or collate_fn, not both: a collate_fn decides on the types of its tensors")
     target = _find_device(torch, device)

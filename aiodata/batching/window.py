@@ -11,7 +11,7 @@ import pyarrow as pa
 from aiodata.batching.feed import BundleSource
 from aiodata.batching.finished import FinishedReport
 from aiodata.bundle import BlockRef, RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop
+from aiodata.concurrency import Wakeup, cleared_frames, close_and_drop, start
 
 # Blocks ahead of the consumer, whatever their size.
 _MAX_BLOCKS_AHEAD = 16
@@ -155,7 +155,7 @@ class FetchWindow:
                     return
                 self._hold(bundle)
                 done = anyio.Event()
-                group.start_soon(self._fetch_one, bundles.fetch, bundle, previous, done)
+                start(group, self._fetch_one, bundles.fetch, bundle, previous, done)
                 previous = done
                 del bundle
         # A task that is cancelled from outside ends its group as if all were well.

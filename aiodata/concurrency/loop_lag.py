@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from typing import Self
 
 from aiodata.errors import OptionError
+from aiodata.options import is_number
 from aiodata.stats import LoopLag
 
 # Twenty seconds of turns at the default interval, in 130 KiB.
@@ -53,11 +54,9 @@ class LoopLagMonitor:
 
     def __init__(self, interval_s: float = 0.005) -> None:
         """Prepare; nothing is measured before `start`."""
-        given: object = interval_s
-        number = isinstance(given, int | float) and not isinstance(given, bool)
-        if not number or not MIN_INTERVAL_S <= interval_s < math.inf:
-            raise OptionError(f"interval_s={given!r} must be a number of seconds of at least {MIN_INTERVAL_S}")
-        self._interval_s = interval_s
+        if not is_number(interval_s) or not MIN_INTERVAL_S <= interval_s < math.inf:
+            raise OptionError(f"interval_s={interval_s!r} must be a number of seconds of at least {MIN_INTERVAL_S}")
+        self._interval_s = float(interval_s)
         self._kept_s = deque[float](maxlen=MAX_KEPT_SAMPLES)
         self._num_samples = 0
         self._max_s = 0.0

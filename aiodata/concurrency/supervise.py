@@ -14,7 +14,7 @@ import anyio.lowlevel
 
 from aiodata.concurrency.release import cleared_frames
 from aiodata.concurrency.taskset import TaskSet
-from aiodata.errors import AiodataError
+from aiodata.errors import AiodataError, is_failure
 
 
 class Supervisor:
@@ -70,7 +70,9 @@ class Supervisor:
         try:
             with self._scope, cleared_frames():
                 await self._main()
-        except Exception as error:  # noqa: BLE001 - kept for whoever asks.
+        except BaseException as error:
+            if not all(is_failure(leaf) for leaf in _leaves(error)):
+                raise
             self.error = unwrap(error)
 
     def _note_end(self, _: object) -> None:
@@ -84,24 +86,27 @@ def _do_nothing() -> None:
     pass
 
 
-def unwrap(error: Exception) -> Exception:
+def unwrap(error: BaseException) -> Exception:
     """Return what an exception group is about: of the errors in it the first of aiodata's own, else the first.
 
-    The others become notes of it; a group is how tasks that failed at the same time report.
+    The others become notes of it; a group is how tasks that failed at the same time report. A panic of a library, which
+    is no `Exception`, becomes the cause of one.
     """
-    if not isinstance(error, ExceptionGroup):
-        return error
     leaves = list(_leaves(error))
     chosen = next((leaf for leaf in leaves if isinstance(leaf, AiodataError)), leaves[0])
     for leaf in leaves:
         if leaf is not chosen:
             chosen.add_note(f"at the same time: {type(leaf).__name__}: {leaf}")
-    return chosen
+    if isinstance(chosen, Exception):
+        return chosen
+    failure = AiodataError(f"{type(chosen).__name__}: {chosen}")
+    failure.__cause__ = chosen
+    return failure
 
 
-def _leaves(group: ExceptionGroup[Exception]) -> Iterator[Exception]:
-    for error in group.exceptions:
-        if isinstance(error, ExceptionGroup):
-            yield from _leaves(error)
-        else:
-            yield error
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if not isinstance(error, BaseExceptionGroup):
+        yield error
+        return
+    for one in error.exceptions:
+        yield from _leaves(one)

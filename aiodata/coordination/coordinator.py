@@ -15,7 +15,7 @@ from typing import Any
 import anyio
 
 from aiodata.bundle import BlockRef
-from aiodata.concurrency import News, Wakeup, cleared_frames
+from aiodata.concurrency import News, Wakeup, cleared_frames, start
 from aiodata.coordination.distribution import MAX_BUNDLES, Distribution, Execute
 from aiodata.coordination.epoch import DELIVERY_BYTES, EpochPhase, EpochState
 from aiodata.coordination.gathering import Gathering, describe_splits
@@ -346,7 +346,7 @@ class Coordinator:
     def _on_released(self, lease: Lease) -> None:
         states = (self._running, self._gathering.state)
         if self._watchers is not None and any(state is not None and state.is_live(lease) for state in states):
-            self._watchers.start_soon(self._lose_soon, lease)
+            start(self._watchers, self._lose_soon, lease)
 
     async def _lose_soon(self, lease: Lease) -> None:
         """Note that a consumer is gone, unless it says that it leaves in good order."""

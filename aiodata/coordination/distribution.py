@@ -9,7 +9,7 @@ import anyio
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import BlockRef, RefBundle
-from aiodata.concurrency import Wakeup, close_and_drop, receive
+from aiodata.concurrency import Wakeup, close_and_drop, receive, start
 from aiodata.coordination.epoch import EpochPhase, EpochState
 
 # Runs one execution, sending its bundles.
@@ -54,7 +54,7 @@ class Distribution:
         send, bundles = anyio.create_memory_object_stream[RefBundle](self._max_waiting)
         with send:
             async with anyio.create_task_group() as group:
-                group.start_soon(execute, send)
+                start(group, execute, send)
                 try:
                     await self._distribute(bundles)
                 finally:

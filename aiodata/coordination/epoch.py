@@ -158,6 +158,8 @@ class EpochState:
     def exhaust(self) -> None:
         """Note that there are no more bundles."""
         self.is_exhausted = True
+        # Perhaps nobody asks any more.
+        self._pass_over()
 
     def assign(self) -> list[int]:
         """Give splits that wait what there is; return those that need wait no more."""

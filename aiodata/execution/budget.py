@@ -7,9 +7,10 @@ refused is told when something has changed.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 
+from aiodata.bundle import Charge
 from aiodata.stats import BudgetStats
 
 # Distinct sizes whose `remover` is kept.
@@ -68,6 +69,30 @@ class ByteBudget:
                 self._removers.clear()
             remover = self._removers[num_bytes] = partial(self.remove, num_bytes)
         return remover
+
+    def settle(self, charge: Charge) -> None:
+        """Count a block no more that may have shared memory with others: its last reference is gone."""
+        charge.is_over = True
+        self.remove(charge.num_bytes)
+        charge.num_bytes = 0
+
+    def take_over(self, charge: Charge, shared: Iterable[tuple[Charge | None, int]]) -> None:
+        """Count the memory that a block shares with others for that block: it is what lives longest, most often.
+
+        Args:
+            charge: The block's.
+            shared: Bytes that it shares, with the charges of those that they are shared with; None: those do not count.
+        """
+        for other, num_bytes in shared:
+            if other is None:
+                continue
+            if other.is_over:
+                moved = num_bytes
+                self.add(num_bytes)
+            else:
+                moved = min(num_bytes, other.num_bytes)
+                other.num_bytes -= moved
+            charge.num_bytes += moved
 
     def refuse(self, tell: Callable[[], None]) -> None:
         """Remember whom to tell, once, when it may be worth asking again."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections import deque
+from functools import partial
 from typing import Protocol
 
 from aiodata.bundle import BlockRef
@@ -59,6 +60,9 @@ class DataOpTask:
         runtime: Where it runs.
         budget: What its bytes are counted in.
         expected_bytes: How many bytes it is expected to produce.
+
+    Attributes:
+        is_void: Whether its outputs are dropped, and its job is done again.
     """
 
     __slots__ = (
@@ -70,6 +74,7 @@ class DataOpTask:
         "_owner",
         "_runtime",
         "handle",
+        "is_void",
         "job",
         "produced_bytes",
         "state",
@@ -80,6 +85,7 @@ class DataOpTask:
     ) -> None:
         """Count what is expected of it."""
         self.job = job
+        self.is_void = False
         self.state = DataOpTaskState.ACTIVE
         self.produced_bytes = 0
         self.handle: Task | None = None
@@ -116,7 +122,7 @@ class DataOpTask:
                 num_bytes = outcome.block.num_bytes
                 self._owner.on_unknown_size()
                 self._count(num_bytes)
-            self._runtime.on_release(pair.ref, self._budget.remover(num_bytes))
+            self._follow(pair, num_bytes)
             self._owner.on_output(self, pair.ref, outcome)
         else:
             self._uncharge(num_bytes)
@@ -130,6 +136,15 @@ class DataOpTask:
         if not self._num_waiting:
             self._charged = _NOTHING_CHARGED
             self._owner.on_pull_again(self)
+
+    def _follow(self, pair: Pair, num_bytes: int) -> None:
+        """Have a block counted as long as something refers to it."""
+        if pair.charge is None:
+            self._runtime.on_release(pair.ref, self._budget.remover(num_bytes))
+            return
+        pair.charge.num_bytes += num_bytes
+        self._budget.take_over(pair.charge, pair.shared)
+        self._runtime.on_release(pair.ref, partial(self._budget.settle, pair.charge))
 
     def drain(self) -> None:
         """Expect nothing more of it: its end has surfaced."""
@@ -149,7 +164,9 @@ class DataOpTask:
             return 0
         # Where the metadata is there already, it need not be worked out again.
         known = pair.metadata
-        return known.block.num_bytes if isinstance(known, OutputMetadata) else self._runtime.size_of(pair.ref)
+        if isinstance(known, OutputMetadata):
+            return max(0, known.block.num_bytes - sum(num_bytes for _, num_bytes in pair.shared))
+        return self._runtime.size_of(pair.ref)
 
     def _charge(self, num_bytes: int | None) -> None:
         """Count a block's bytes; they are not expected any more. None: its metadata will say how many they are."""

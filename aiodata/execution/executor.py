@@ -10,7 +10,7 @@ import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames, close_and_drop
+from aiodata.concurrency import ask_in_thread, cleared_frames, close_and_drop, start
 from aiodata.errors import AiodataError, OptionError
 from aiodata.execution.budget import ByteBudget
 from aiodata.execution.context import RunContext
@@ -20,8 +20,10 @@ from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Op
 from aiodata.execution.task_operator import TaskOperator
 from aiodata.execution.workers import TASKS_PER_CPU, ActorPool, SharedSlots, TaskWorkers, Workers
 from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Plan
+from aiodata.plan.nodes import Plan, Union
 from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, Stage, UnionStage, optimize
+from aiodata.plan.planning import find_plan_schema, find_union_schema
+from aiodata.plan.source import raise_it
 from aiodata.runtime.base import Runtime
 from aiodata.stats import RunStats
 
@@ -45,6 +47,7 @@ class _Node:
 
     operator: Operator
     before: list[_Node]
+    union: Union | None = None
     inputs: list[Inputs] = field(default_factory=list)
     scope: anyio.CancelScope = field(default_factory=anyio.CancelScope)
     # What it sends to: the operator after it, or, of the last one, whoever takes the run's bundles.
@@ -85,6 +88,9 @@ class StreamingExecutor:
             MetadataPrefetcher(runtime.fetch_ready, runtime.fetch, is_inline=not options.metadata_prefetch),
             SkippedErrors(options.max_errored_blocks),
         )
+        # Until the run begins: a plan may hold blocks, which a traceback that keeps the executor must not keep.
+        self._plan: Plan | None = plan
+        self._known_schema: pa.Schema | None = None
         self._slots = SharedSlots(TASKS_PER_CPU * runtime.num_cpus)
         self._nodes: list[_Node] = []
         stages = optimize(plan)
@@ -95,7 +101,9 @@ class StreamingExecutor:
 
     @property
     def schema(self) -> pa.Schema | None:
-        """The schema of the run's blocks, once it has seen one; else None. A limit has that of what it limits."""
+        """The schema of the run's blocks, as soon as it is known; else None. A limit has that of what it limits."""
+        if self._known_schema is not None:
+            return self._known_schema
         node = self._last
         while isinstance(node.operator, LimitOperator):
             [node] = node.before
@@ -116,7 +124,9 @@ class StreamingExecutor:
             AiodataError: An operator was cancelled from outside.
             TaskError: A transform failed. It comes out of a task group, so it may be in an exception group.
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
+            OptionError: The plan cannot work, for example since it asks for a column that is not there.
         """
+        await ask_in_thread(self._find_schemas)
         self._last.output = output
         with ExitStack() as streams:
             # What nobody takes any more must not be kept.
@@ -128,13 +138,27 @@ class StreamingExecutor:
                         if node is not self._last:
                             outputs, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
                             streams.enter_context(outputs)
+                            # The operator closes it, unless its task never begins, as where the loop ends.
+                            streams.callback(close_and_drop, receive)
                             node.taken_by = Inputs(receive)
                             self._after(node).inputs.append(node.taken_by)
-                        group.start_soon(_run_operator, node, outputs, name=node.operator.counters.name)
+                        start(group, _run_operator, node, outputs, name=node.operator.counters.name)
                 # Metadata that nobody waits for any more.
                 self.context.prefetcher.group.cancel_scope.cancel()
         if group.cancel_scope.cancel_called:
             raise AiodataError("an operator of the run was cancelled from outside")
+
+    def _find_schemas(self) -> None:
+        """Find out what is known of the run's schemas beforehand; called in a thread, since sources may block."""
+        # Who reads a source tells of the files that are skipped.
+        skip = _ignore if self.context.options.max_errored_blocks else raise_it
+        plan, self._plan = self._plan, None
+        if plan is not None:
+            self._known_schema = find_plan_schema(plan, skip)
+        for node in self._nodes:
+            union, node.union = node.union, None
+            if isinstance(node.operator, UnionOperator) and union is not None:
+                node.operator.schema = find_union_schema(union, skip)
 
     def _add(self, stages: Sequence[Stage], after: list[_Node]) -> _Node:
         """Make the operators of a chain of stages, and of what comes before them; return the last one's node.
@@ -144,7 +168,8 @@ class StreamingExecutor:
             after: The nodes that come after the chain; they are filled in as they are made.
         """
         stage, later = stages[-1], _Later()
-        node = _Node(self._operator(stage, later, after), [])
+        union = stage.union if isinstance(stage, UnionStage) else None
+        node = _Node(self._operator(stage, later, after), [], union)
         later.path = following = [node, *after]
         if isinstance(stage, UnionStage):
             node.before = [self._add(branch, following) for branch in stage.branches]
@@ -158,16 +183,21 @@ class StreamingExecutor:
 
     def _operator(self, stage: Stage, later: _Later, after: Sequence[_Node]) -> Operator:
         on_sent = self.context.budget.tell_refused
+        is_learnt_from = any(isinstance(one.operator, TaskOperator) and one.operator.is_learning for one in after)
+        preserve_order = self.context.options.preserve_order
         match stage:
             case InputStage(source):
                 return InputOperator(stage.name, source.bundles() or (), on_sent)
             case LimitStage(num_rows):
                 return LimitOperator(stage.name, num_rows, on_sent)
             case UnionStage():
-                return UnionOperator(stage.name, on_sent, preserve_order=self.context.options.preserve_order)
+                return UnionOperator(stage.name, on_sent, preserve_order=preserve_order, starts_in_order=is_learnt_from)
             case ReadStage() | MapStage():
                 num_later = sum(isinstance(node.operator, TaskOperator) for node in after)
-                return TaskOperator(stage, self._workers(stage), self.context, later.are_idle, num_later)
+                workers = self._workers(stage)
+                return TaskOperator(
+                    stage, workers, self.context, later.are_idle, num_later, starts_in_order=is_learnt_from
+                )
 
     def _workers(self, stage: ReadStage | MapStage) -> Workers:
         num_cpus = self.context.runtime.num_cpus
@@ -215,6 +245,10 @@ async def _run_operator(node: _Node, output: Output) -> None:
         # Not where it failed: whoever takes the outputs must not take that for the end of the data.
         output.close()
     node.cancel_before()
+
+
+def _ignore(error: AiodataError) -> None:
+    """Be the `Skip` that allows any error."""
 
 
 def max_held_bytes(options: ExecutionOptions, runtime: Runtime) -> int:

@@ -46,12 +46,20 @@ class JobQueue:
     Args:
         order: Which jobs may start.
         max_job_bytes: Bytes of blocks that one job takes together, at most; a single block may have more.
+        batch_rows: Rows that a job on blocks has a multiple of, so that no call of a user's function gets fewer: the
+            last job excepted. None: as they come.
+
+    Attributes:
+        is_complete: Whether nothing is added any more.
     """
 
-    def __init__(self, order: OutputOrder, max_job_bytes: int) -> None:
+    def __init__(self, order: OutputOrder, max_job_bytes: int, batch_rows: int | None = None) -> None:
         """Nothing waits."""
         self._order = order
         self._max_job_bytes = max_job_bytes
+        self._batch_rows = batch_rows or 1
+        self._bundle_rows = 0
+        self.is_complete = False
         self._jobs: deque[Job] = deque()
         self._rests: dict[int, Job] = {}
         self._bundles: deque[RefBundle] = deque()
@@ -75,17 +83,24 @@ class JobQueue:
     def add_bundle(self, bundle: RefBundle) -> None:
         """Add a block."""
         self._bundles.append(bundle)
+        self._bundle_rows += bundle.num_rows
         self.num_bundle_bytes += bundle.metadata.num_bytes
 
     def add_rest(self, job: Job) -> None:
         """Add what an earlier task has left; it comes before what has not begun."""
         self._rests[job.number] = job
 
+    @property
+    def is_short_of_rows(self) -> bool:
+        """Whether all that waits is a few rows, fewer than a call gets, which others will come to."""
+        return not (self._jobs or self._rests or self.is_complete) and 0 < self._bundle_rows < self._batch_rows
+
     def may_take(self) -> bool:
         """Whether there is a job that may start."""
-        return self._startable_rest() is not None or (
-            bool(self._jobs or self._bundles) and self._order.may_start(self._first_new_number(), is_rest=False)
-        )
+        if self._startable_rest() is not None:
+            return True
+        has_blocks = bool(self._bundles) and (self.is_complete or self._bundle_rows >= self._batch_rows)
+        return bool(self._jobs or has_blocks) and self._order.may_start(self._first_new_number(), is_rest=False)
 
     def is_worth_a_task(self, num_blocks: int) -> bool:
         """Whether what may start is more than a few small blocks: fewer than `num_blocks`, which may still be."""
@@ -113,7 +128,7 @@ class JobQueue:
         self._jobs.clear()
         self._rests.clear()
         self._bundles.clear()
-        self.num_bundle_bytes = 0
+        self._bundle_rows = self.num_bundle_bytes = 0
 
     def _startable_rest(self) -> int | None:
         if not self._rests:
@@ -126,19 +141,34 @@ class JobQueue:
         return self._jobs[0].number if self._jobs else self._num_numbered
 
     def _gather(self, max_blocks: int) -> Job:
-        fields: list[int | str] = []
-        refs: list[BlockRef] = []
-        num_bytes = 0
-        while self._bundles and len(refs) < max_blocks:
+        bundles: list[RefBundle] = []
+        num_bytes = num_rows = 0
+        while self._bundles:
             block = self._bundles[0].metadata
-            if refs and num_bytes + block.num_bytes > self._max_job_bytes:
+            is_enough = len(bundles) >= max_blocks or num_bytes + block.num_bytes > self._max_job_bytes
+            if is_enough and bundles and num_rows >= self._batch_rows:
                 break
-            bundle = self._bundles.popleft()
+            bundles.append(self._bundles.popleft())
             num_bytes += block.num_bytes
-            fields += (bundle.start, bundle.stop, block.num_bytes, block.source)
-            refs.append(bundle.ref)
+            num_rows += bundles[-1].num_rows
         self.num_bundle_bytes -= num_bytes
-        return Job(self._next_number(), BlockPieces(tuple(fields)), tuple(refs))
+        self._bundle_rows -= num_rows
+        if self._bundles or not self.is_complete:
+            self._put_back(num_rows % self._batch_rows, bundles)
+        fields = [(one.start, one.stop, one.metadata.num_bytes, one.metadata.source) for one in bundles]
+        return Job(self._next_number(), BlockPieces.of(fields), tuple(one.ref for one in bundles))
+
+    def _put_back(self, num_rows: int, bundles: list[RefBundle]) -> None:
+        """Leave the last rows of a job, which would be a short call, to the next one."""
+        while num_rows:
+            last = bundles.pop()
+            left = min(num_rows, last.num_rows)
+            num_rows -= left
+            if left < last.num_rows:
+                bundles.append(last.head(last.num_rows - left))
+            self._bundles.appendleft(last.skip(last.num_rows - left))
+            self._bundle_rows += left
+            self.num_bundle_bytes += last.metadata.num_bytes
 
     def _next_number(self) -> int:
         self._num_numbered += 1

@@ -14,7 +14,7 @@ from typing import Protocol
 
 import anyio
 
-from aiodata.concurrency import cleared_frames
+from aiodata.concurrency import cleared_frames, start
 from aiodata.plan.work import TaskEnd
 from aiodata.runtime.base import Outcome, Pair
 
@@ -82,7 +82,7 @@ class MetadataPrefetcher:
     def start_waiting(self, lane: Lane, entry: _Entry) -> None:
         """Wait for an entry's metadata in the background, then emit what can be."""
         entry.scope = anyio.CancelScope()
-        self.group.start_soon(lane.emit_later, entry, name="metadata")
+        start(self.group, lane.emit_later, entry, name="metadata")
 
 
 class Lane:

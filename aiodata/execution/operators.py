@@ -6,11 +6,13 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Protocol
 
 import anyio
+import pyarrow as pa
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames, send
+from aiodata.concurrency import cleared_frames, receive, send, start
 from aiodata.execution.counters import OperatorCounters
+from aiodata.plan.planning import unify_branches
 
 Output = MemoryObjectSendStream[RefBundle]
 
@@ -78,7 +80,7 @@ class _PassingOperator:
         return not self._num_sending
 
     async def _send(self, bundle: RefBundle, output: Output) -> None:
-        self.counters.add_block(bundle.num_rows, bundle.metadata.num_bytes, bundle.metadata.schema)
+        self.counters.add_block(bundle.num_rows, bundle.metadata.num_bytes, bundle.schema)
         if not bundle.num_rows:
             return
         self._num_sending += 1
@@ -129,26 +131,79 @@ class LimitOperator(_PassingOperator):
 
 
 class UnionOperator(_PassingOperator):
-    """Sends on what comes from several operators: as it comes, or, if order is preserved, one after the other."""
+    """Sends on what comes from several operators: as it comes, or, if order is preserved, one after the other.
 
-    def __init__(self, name: str, on_sent: Callable[[], None], *, preserve_order: bool) -> None:
+    All of it has one schema. Where that is not known beforehand, because functions make the rows of a branch, nothing
+    is sent on before each branch has its first rows, or has none.
+
+    Args:
+        name: The stage's name.
+        on_sent: Called when its receiver has taken a bundle.
+        preserve_order: Whether to send what comes from one after the other.
+        starts_in_order: Whether the first rows are to be those of the first branch that has any.
+
+    Attributes:
+        schema: The schema of what it sends, as soon as it is known.
+    """
+
+    def __init__(
+        self, name: str, on_sent: Callable[[], None], *, preserve_order: bool, starts_in_order: bool = False
+    ) -> None:
         """Prepare."""
         super().__init__(name, on_sent)
+        self.schema: pa.Schema | None = None
         self._preserve_order = preserve_order
+        self._starts_in_order = starts_in_order
+        # The first bundle of each branch; None: it has none.
+        self._first: dict[int, RefBundle | None] = {}
+        self._all_known = anyio.Event()
 
     async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Send everything."""
-        if self._preserve_order:
-            for one in inputs:
-                await self._pass_on(one, output)
-            return
-        async with anyio.create_task_group() as group:
-            for one in inputs:
-                group.start_soon(self._pass_on, one, output)
+        if self.schema is not None and not self._starts_in_order:
+            self._all_known.set()
+        # Each branch may begin when the one before it, or, if that will do, its first bundle, has been sent.
+        turns = [anyio.Event() for _ in range(len(inputs) + 1)]
+        turns[0].set()
+        try:
+            async with anyio.create_task_group() as group:
+                for index, one in enumerate(inputs):
+                    start(group, self._pass_on, index, one, output, turns)
+        finally:
+            self._first.clear()
 
-    async def _pass_on(self, inputs: Inputs, output: Output) -> None:
+    async def _pass_on(self, index: int, inputs: Inputs, output: Output, turns: Sequence[anyio.Event]) -> None:
         with cleared_frames():
+            if not self._all_known.is_set():
+                await self._take_first(index, inputs, len(turns) - 1)
+            if self._preserve_order or self._starts_in_order:
+                await turns[index].wait()
+            if (first := self._first.pop(index, None)) is not None:
+                await self._send_conformed(first, output)
+                self._num_sending -= 1
+                del first
+            if not self._preserve_order:
+                turns[index + 1].set()
             async for bundle in inputs.stream:
                 inputs.num_taken += 1
-                await self._send(bundle, output)
+                await self._send_conformed(bundle, output)
                 del bundle  # While this waits for the next one, it must not keep its block alive.
+        turns[index + 1].set()
+
+    async def _take_first(self, index: int, inputs: Inputs, num_branches: int) -> None:
+        """Wait for the first bundle of a branch, and then for those of the others."""
+        try:
+            self._first[index] = await receive(inputs.stream)
+            inputs.num_taken += 1
+            self._num_sending += 1  # It is this operator's now, though it waits.
+        except anyio.EndOfStream:
+            self._first[index] = None
+        if len(self._first) == num_branches:
+            schemas = [bundle.schema for _, bundle in sorted(self._first.items()) if bundle is not None]
+            if self.schema is None and schemas:
+                self.schema = unify_branches(schemas)
+            self._all_known.set()
+        await self._all_known.wait()
+
+    async def _send_conformed(self, bundle: RefBundle, output: Output) -> None:
+        await self._send(bundle if self.schema is None else bundle.conformed(self.schema), output)

@@ -50,6 +50,18 @@ class OutputOrder:
             self.head += 1
             released += self._held.pop(self.head, [])
 
+    def release(self, released: deque[RefBundle]) -> None:
+        """Preserve the order no more: add all that is held back to those that are released, in order."""
+        self.preserves = False
+        for job in sorted(self._held):
+            released += self._held[job]
+        self._held.clear()
+        self._finished.clear()
+
+    def drop(self, job: int) -> list[RefBundle]:
+        """Return what is held back of a job, and hold it no more: the job is done again."""
+        return self._held.pop(job, [])
+
     def clear(self) -> None:
         """Let go of the bundles that are held back."""
         self._held.clear()

@@ -11,6 +11,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from aiodata.bundle import BlockRef
+from aiodata.concurrency import start
 from aiodata.plan.work import Work
 from aiodata.runtime.base import Actor, OnReady, Stage, Task
 
@@ -223,13 +224,13 @@ class ActorPool:
         with anyio.move_on_after(self._close_timeout_s, shield=True):
             async with anyio.create_task_group() as group:
                 while self._stopped:
-                    group.start_soon(self._stopped.pop().wait_stopped)
+                    start(group, self._stopped.pop().wait_stopped)
 
     def _start(self) -> None:
         assert self._opened is not None, "the pool is open"
         actor = self._opened.stage.start_actor()
         self._starting.add(actor)
-        self._opened.group.start_soon(self._take_into_use, actor, self._opened.on_change)
+        start(self._opened.group, self._take_into_use, actor, self._opened.on_change)
 
     async def _take_into_use(self, actor: Actor, on_change: Callable[[], None]) -> None:
         await actor.wait_ready()
@@ -267,7 +268,7 @@ class ActorPool:
         self._idle_since[actor] = anyio.current_time()
         if actor not in self._watched:
             self._watched.add(actor)
-            self._opened.group.start_soon(self._stop_if_idle, actor)
+            start(self._opened.group, self._stop_if_idle, actor)
 
     async def _stop_if_idle(self, actor: Actor) -> None:
         """Wait until an actor has been idle for long, or is in use again."""

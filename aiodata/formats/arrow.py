@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from aiodata.formats.format import BatchFormat
-from aiodata.schemas import mark_categories, mark_nulls
+from aiodata.schemas import without_marks
 
 
 class ArrowFormat:
@@ -30,7 +30,7 @@ class ArrowFormat:
         """Return the rows as a table."""
         schema = segment.schema
         if self._cleaned is None or not schema.equals(self._cleaned[0], check_metadata=True):
-            self._cleaned = (schema, _without_marks(schema))
+            self._cleaned = (schema, without_marks(schema))
         clean = self._cleaned[1]
         if clean is self._cleaned[0]:
             return pa.Table.from_batches([segment])
@@ -43,9 +43,3 @@ class ArrowFormat:
     def join(self, pieces: Sequence[Any]) -> Any:
         """Put tables end to end, zero-copy."""
         return pieces[0] if len(pieces) == 1 else pa.concat_tables(pieces)
-
-
-def _without_marks(schema: pa.Schema) -> pa.Schema:
-    fields = [mark_categories(mark_nulls(field, has_nulls=None), are_known=False) for field in schema]
-    clean = pa.schema(fields, schema.metadata)
-    return schema if clean.equals(schema, check_metadata=True) else clean

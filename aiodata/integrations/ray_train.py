@@ -56,8 +56,7 @@ class SplitConfig(DataConfig):  # type: ignore[misc]  # Ray has no types.
 
     def __init__(self, *, equal: bool = True, options: SplitOptions | None = None, use_locality: bool = True) -> None:
         """Validate the arguments."""
-        true_or_false("equal", equal)
-        true_or_false("use_locality", use_locality)
+        equal, use_locality = true_or_false("equal", equal), true_or_false("use_locality", use_locality)
         if options is not None and not isinstance(options, SplitOptions):
             raise OptionError(f"options={options!r} must be a SplitOptions")
         super().__init__(enable_shard_locality=use_locality)

@@ -155,7 +155,7 @@ class AsyncCalls:
             self._loop.notify()
 
     async def _await(self, call: _Call, batch: InputBatch) -> None:
-        table = as_block(await self._function(batch.rows))
+        table = as_block(await self._function(batch.rows), given=batch.given)
         is_row_by_row = table.num_rows == batch.num_rows
         call.outputs.append((table, batch.origin if is_row_by_row else batch.origin.without_rows()))
 
@@ -163,7 +163,8 @@ class AsyncCalls:
         generator: AsyncGenerator[Any, None] = self._function(batch.rows)
         async with aclosing(generator):
             async for output in generator:
-                call.outputs.append((as_block(output), batch.origin.without_rows()))
+                table = as_block(output, given=batch.given)
+                call.outputs.append((table, batch.origin.without_rows()))
                 self._loop.notify()
                 while len(call.outputs) >= _MAX_WAITING_OUTPUTS:
                     call.room.clear()

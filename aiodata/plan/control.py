@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -97,10 +96,11 @@ def blame(operator: str, origin: Origin) -> Iterator[None]:
     """Turn an exception of the body into a `TaskError` that names the operator and the rows."""
     try:
         yield
-    except AiodataError:
+    except (AiodataError, Stopped, KeyboardInterrupt):
         raise
-    # From a user's function these are errors like any other: they must not pass for the end of the data.
-    except (Exception, asyncio.CancelledError, GeneratorExit, SystemExit) as error:
+    # From a user's function all else is an error like any other: it must not pass for the end of the data, nor a
+    # panic in some library for a cancellation.
+    except BaseException as error:
         raise TaskError(operator, origin.source, origin.rows, describe(error)) from error
 
 

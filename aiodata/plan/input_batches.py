@@ -5,11 +5,13 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import pyarrow as pa
 
 from aiodata.batcher import Batcher
+from aiodata.block import Given, concat_blocks
 from aiodata.errors import AiodataError
 from aiodata.formats import get_format
 from aiodata.plan.control import Control, blame
@@ -24,11 +26,13 @@ class InputBatch:
         rows: The batch, in its format.
         num_rows: Its rows.
         origin: Where they came from.
+        given: What the batch was made of, to compare with what the function returns.
     """
 
     rows: Any
     num_rows: int
     origin: Origin
+    given: Given
 
 
 class InputBatches:
@@ -50,7 +54,8 @@ class InputBatches:
         self._batch_size = batch_size
         self._control = control
         self._batcher = Batcher(self._format, batch_size)
-        self._origins: deque[tuple[int, Origin]] = deque()
+        # What has not been cut off yet: a table, where its rows that are left begin, and where these came from.
+        self._origins: deque[tuple[pa.Table, int, Origin]] = deque()
 
     def cut(self, rows: Iterable[Rows]) -> Generator[InputBatch, None, None]:
         """Yield batches as soon as they are full; at the end, what is left."""
@@ -69,14 +74,14 @@ class InputBatches:
         except AiodataError as error:
             self._control.skip(error)
             return False
-        self._origins.append((table.num_rows, origin))
+        self._origins.append((table, 0, origin))
         return True
 
     def _ready(self) -> Iterator[InputBatch]:
         while self._origins:
             before = self._batcher.rows
             try:
-                with blame(self._name, self._origins[0][1]):
+                with blame(self._name, self._origins[0][2]):
                     batch = self._batcher.next_at_once()
             except AiodataError as error:
                 self._control.skip(error)
@@ -87,18 +92,31 @@ class InputBatches:
             if batch is None:
                 return
             num_rows = self._batcher.rows - before
-            yield InputBatch(batch, num_rows, self._take_origin(num_rows))
+            origin, parts = self._take(num_rows)
+            yield InputBatch(batch, num_rows, origin, Given(batch, partial(_join, parts), self._convert))
 
-    def _take_origin(self, num_rows: int) -> Origin:
-        """Take the origins of the next `num_rows` rows off the queue and return their span."""
+    def _take(self, num_rows: int) -> tuple[Origin, list[tuple[pa.Table, int, int]]]:
+        """Take the next `num_rows` rows off the queue and return the span of their origins, and the rows."""
         first: Origin | None = None
+        parts = []
         while num_rows:
-            available, origin = self._origins.popleft()
+            table, start, origin = self._origins.popleft()
+            available = table.num_rows - start
             taken = min(available, num_rows)
             num_rows -= taken
+            parts.append((table, start, taken))
             part = origin.slice(0, taken)
             first = part if first is None else first.to(part)
             if taken < available:
-                self._origins.appendleft((available - taken, origin.slice(taken, available - taken)))
+                self._origins.appendleft((table, start + taken, origin.slice(taken, available - taken)))
         assert first is not None, "a batch has rows, so it has an origin"
-        return first
+        return first, parts
+
+    def _convert(self, rows: pa.Table) -> Any:
+        """Return rows as they look to the function; None where they are too many for one array."""
+        segments = rows.combine_chunks().to_batches()
+        return self._format.convert(segments[0]) if len(segments) == 1 else None
+
+
+def _join(parts: list[tuple[pa.Table, int, int]]) -> pa.Table:
+    return concat_blocks([table.slice(start, num_rows) for table, start, num_rows in parts])

@@ -2,45 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
 
-import pyarrow as pa
-
-from aiodata.bundle import RefBundle
-from aiodata.plan.pieces import Piece
+from aiodata.plan.source import Source
 from aiodata.plan.transforms import Transform
-
-
-class Source(Protocol):
-    """An origin of rows. All its methods may block, except `name` and the `with_` ones; it does no work before."""
-
-    @property
-    def name(self) -> str:
-        """The name that `explain()`, statistics and errors show."""
-
-    def with_columns(self, columns: tuple[str, ...]) -> Source | None:
-        """Return the source narrowed to some columns; None: it can not do that itself."""
-
-    def with_filter(self, expression: Any) -> Source | None:
-        """Return the source narrowed to the rows where `expression` is true; None: it can not do that itself."""
-
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
-        """Return the parts that tasks are given; at least `num_tasks` of them, if there are as many.
-
-        Raises:
-            SourceError: A file is missing, corrupt or unreadable, or no file matches.
-        """
-
-    def bundles(self) -> Iterable[RefBundle] | None:
-        """Return the blocks, if they are stored somewhere already; else None."""
-
-    def schema(self) -> pa.Schema | None:
-        """Return the schema, if it is known without reading rows."""
-
-    def count_rows(self) -> int | None:
-        """Return the number of rows, if it is known without reading them."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Source, Step, Union
-from aiodata.plan.transforms import FilterRows, LimitRows, SelectColumns, Transform
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Step, Union
+from aiodata.plan.source import Source
+from aiodata.plan.transforms import LimitRows, Transform
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,8 +102,14 @@ class LimitStage:
 
 @dataclass(frozen=True, slots=True)
 class UnionStage:
-    """Passes on the blocks of several chains of stages."""
+    """Passes on the blocks of several chains of stages.
 
+    Attributes:
+        union: What was asked.
+        branches: The chains.
+    """
+
+    union: Union
     branches: tuple[tuple[Stage, ...], ...]
     note: str = "passes on the blocks of all that is above"
 
@@ -119,7 +126,7 @@ def optimize(plan: Plan) -> tuple[Stage, ...]:
     """Return the stages that carry out a plan, in the order of the data."""
     match plan.origin:
         case Union(plans):
-            return _Fusing(UnionStage(tuple(optimize(branch) for branch in plans))).stages(plan.steps)
+            return _Fusing(UnionStage(plan.origin, tuple(optimize(branch) for branch in plans))).stages(plan.steps)
         case Read():
             source, steps = push_down(plan)
             stored = InputStage(source) if source.bundles() is not None else None
@@ -174,13 +181,7 @@ def push_down(plan: Plan) -> tuple[Source, tuple[Step, ...]]:
     assert isinstance(plan.origin, Read)
     source = plan.origin.source
     for index, step in enumerate(plan.steps):
-        match step:
-            case Apply(SelectColumns(columns=columns)):
-                narrowed = source.with_columns(columns)
-            case Apply(FilterRows(expression=expression)):
-                narrowed = source.with_filter(expression)
-            case _:
-                narrowed = None
+        narrowed = step.transform.push_into(source) if isinstance(step, Apply) else None
         if narrowed is None:
             return source, plan.steps[index:]
         source = narrowed

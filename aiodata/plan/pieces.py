@@ -50,8 +50,8 @@ class Chunk:
     """Consecutive rows that a piece yields.
 
     Attributes:
-        unit: Index of the unit that the rows belong to (a row group, a block).
-        row: Index of the first row within the rows that the unit yields.
+        unit: Index of the unit that the rows begin in (a row group, a block); they may go on into the next ones.
+        row: Index of the first row, counted from the start of the unit over what that and all units after it yield.
         table: The rows.
         origin: Where they came from.
         ends_block: Whether an output block ends with them, if no user function comes in between.
@@ -75,11 +75,11 @@ class Piece(Protocol):
         """Return the piece with its block, if it stands for one of the task's `blocks`."""
 
     def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
-        """Yield the rows from row `row` of unit `unit` on, the same ones each time it is called.
+        """Yield the rows from row `row` of unit `unit` on: the same ones each time, whatever `chunk_bytes`.
 
         Args:
             unit: The unit to start at.
-            row: The row of what that unit yields to start at.
+            row: The row to start at, counted from the start of that unit over what it and all units after it yield.
             chunk_bytes: About how many bytes a chunk should have at most, where there is a choice.
 
         Raises:

@@ -7,62 +7,98 @@ an error can name the rows that it is about.
 from __future__ import annotations
 
 import inspect
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
-from typing import Any, Protocol
+from typing import Any
 
 import pyarrow as pa
-from pyarrow import acero
 
 from aiodata.block import as_block
-from aiodata.errors import AiodataError
+from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.async_calls import AsyncCalls
 from aiodata.plan.call_loop import CallLoop
 from aiodata.plan.control import Control as Control
 from aiodata.plan.control import Stopped as Stopped
 from aiodata.plan.control import blame as blame
 from aiodata.plan.control import describe as describe
+from aiodata.plan.filtering import check_expression, explain_failure, filter_table
 from aiodata.plan.input_batches import InputBatch, InputBatches
+from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Origin
 from aiodata.plan.pieces import Rows as Rows
+from aiodata.plan.selecting import check_columns, what_is_missing
+from aiodata.plan.source import Source
 
 _END = object()
 
 
-class Transform(Protocol):
+class Transform(ABC):
     """One step of a chain; it is sent to workers."""
+
+    __slots__ = ()
 
     @property
     def name(self) -> str:
         """The name that `explain()`, statistics and errors show."""
+        return type(self).__name__
 
     @property
     def batch_size(self) -> int | None:
         """Rows that a user function is given at a time; None where it takes what comes, or there is none."""
+        return None
 
     @property
     def calls_user_code(self) -> bool:
         """Whether it runs a function of the user's."""
+        return False
 
     @property
     def needs_actor(self) -> bool:
         """Whether it has state to be built first, by `build`, which an actor then keeps."""
+        return False
 
     @property
     def calls_in_flight(self) -> int:
         """Calls of a user function that one task has under way at a time."""
+        return 1
 
     @property
     def fuses(self) -> bool:
         """Whether it may be done by the same task as what comes before and after it."""
+        return True
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
-        """Transform rows as they come."""
+    @property
+    def keeps_num_rows(self) -> bool:
+        """Whether as many rows come out as go in."""
+        return False
+
+    @abstractmethod
+    def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
+        """Return the schema of what comes out, where `schema` goes in; None: only a run can tell.
+
+        Raises:
+            OptionError: It cannot be applied to rows of that schema.
+        """
+
+    def push_into(self, source: Source) -> Source | None:
+        """Return a source that does this itself, for whoever it comes right after; None: it cannot."""
+        return None
+
+    @abstractmethod
+    def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
+        """Transform rows as they come; tables without rows say nothing, and may be dropped.
+
+        Args:
+            rows: The rows.
+            control: What stops it, and is told of errors.
+            outputs: What makes the outputs of a user's function conform to one schema.
+        """
 
 
 @dataclass(frozen=True, slots=True)
-class MapBatches:
+class MapBatches(Transform):
     """Call a function with batches of rows.
 
     Attributes:
@@ -75,20 +111,20 @@ class MapBatches:
         constructor_args: Positional arguments for the class.
         constructor_kwargs: Keyword arguments for the class.
         concurrency: Calls of an async function in flight, per task.
-        calls_user_code: True.
-        fuses: True.
+        schema: What its outputs are made to conform to; None: the schema of the first that has rows.
+        fuses: Whether it may be done by the same task as what comes before and after it.
         kept_loop: The loop that an actor keeps for async calls: clients of a class's making are bound to it.
     """
 
     fn: Callable[..., Any]
-    batch_size: int | None
-    batch_format: str
+    batch_size: int | None = None
+    batch_format: str = "numpy"
     args: tuple[Any, ...] = ()
     kwargs: Mapping[str, Any] = field(default_factory=dict)
     constructor_args: tuple[Any, ...] = ()
     constructor_kwargs: Mapping[str, Any] = field(default_factory=dict)
     concurrency: int = 16
-    calls_user_code: bool = True
+    schema: pa.Schema | None = None
     fuses: bool = True
     kept_loop: CallLoop | None = field(default=None, repr=False, compare=False)
 
@@ -96,6 +132,11 @@ class MapBatches:
     def name(self) -> str:
         """`map_batches(<function or class>)`."""
         return f"map_batches({getattr(self.fn, '__name__', type(self.fn).__name__)})"
+
+    @property
+    def calls_user_code(self) -> bool:
+        """True."""
+        return True
 
     @property
     def needs_actor(self) -> bool:
@@ -127,13 +168,17 @@ class MapBatches:
             instance = construct() if kept_loop is None else kept_loop.call(construct)
         return replace(self, fn=instance, kept_loop=kept_loop)
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
+    def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
+        """Return the schema that was asked for, if one was."""
+        return self.schema
+
+    def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
         """Cut the rows into batches, call the function with each, and yield what it returns or yields."""
         assert not self.needs_actor, "a class is replaced by an instance first, by build()"
         batches = InputBatches(self.name, self.batch_format, self.batch_size, control).cut(rows)
         if not self.is_async:
             for batch in batches:
-                yield from self._call(batch, control)
+                yield from self._call(batch, control, outputs)
             return
         with control.call_loop(self.kept_loop) as loop:
             calls = AsyncCalls(
@@ -144,7 +189,13 @@ class MapBatches:
                 loop=loop,
                 control=control,
             )
-            yield from calls.outputs(batches)
+            for table, origin in calls.outputs(batches):
+                try:
+                    conformed = outputs.conform(table, origin)
+                except AiodataError as error:
+                    control.skip(error)
+                else:
+                    yield conformed, origin
 
     @property
     def _callee(self) -> Any:
@@ -160,21 +211,22 @@ class MapBatches:
     def _is_async_generator(self) -> bool:
         return inspect.isasyncgenfunction(self._callee)
 
-    def _call(self, batch: InputBatch, control: Control) -> Iterator[Rows]:
+    def _call(self, batch: InputBatch, control: Control, outputs: OutputSchema) -> Iterator[Rows]:
         origin = batch.origin
         control.call()
         try:
             with blame(self.name, origin):
                 result = _not_awaitable(self.fn(batch.rows, *self.args, **self.kwargs))
                 yields_many = inspect.isgenerator(result)
-                outputs = result if yields_many else iter([result])
+                results = result if yields_many else iter([result])
             while True:
                 control.checkpoint()
                 with blame(self.name, origin):
-                    output = next(outputs, _END)
+                    output = next(results, _END)
                     if output is _END:
                         break
-                    table = as_block(output)
+                    table = as_block(output, given=batch.given)
+                table = outputs.conform(table, origin)
                 is_row_by_row = not yields_many and table.num_rows == batch.num_rows
                 yield table, origin if is_row_by_row else origin.without_rows()
         except AiodataError as error:
@@ -182,25 +234,44 @@ class MapBatches:
 
 
 @dataclass(frozen=True, slots=True)
-class SelectColumns:
+class SelectColumns(Transform):
     """Keep some columns, in the order given."""
 
     columns: tuple[str, ...]
-    batch_size: int | None = None
-    calls_user_code: bool = False
-    needs_actor: bool = False
-    calls_in_flight: int = 1
-    fuses: bool = True
 
     @property
     def name(self) -> str:
         """`select_columns([...])`."""
         return f"select_columns({list(self.columns)})"
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
+    @property
+    def keeps_num_rows(self) -> bool:
+        """True."""
+        return True
+
+    def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
+        """Return the fields of these columns.
+
+        Raises:
+            UnknownColumnError: One is not there.
+        """
+        if schema is None:
+            return None
+        check_columns(self.name, self.columns, schema.names)
+        return pa.schema([schema.field(name) for name in self.columns])
+
+    def push_into(self, source: Source) -> Source | None:
+        """Have the source read nothing else."""
+        return source.with_columns(self.columns)
+
+    def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
         """Select without copying."""
         for table, origin in rows:
+            if not table.num_rows:
+                continue
             try:
+                if (missing := what_is_missing(self.columns, table.column_names)) is not None:
+                    raise TaskError(self.name, origin.source, origin.rows, missing)
                 with blame(self.name, origin):
                     selected = table.select(list(self.columns))
             except AiodataError as error:
@@ -210,50 +281,66 @@ class SelectColumns:
 
 
 @dataclass(frozen=True, slots=True)
-class FilterRows:
+class FilterRows(Transform):
     """Keep the rows for which a `pyarrow.compute.Expression` is true."""
 
     expression: Any
-    batch_size: int | None = None
-    calls_user_code: bool = False
-    needs_actor: bool = False
-    calls_in_flight: int = 1
-    fuses: bool = True
 
     @property
     def name(self) -> str:
         """`filter(<expression>)`."""
         return f"filter({self.expression})"
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
+    def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
+        """Return the same schema.
+
+        Raises:
+            OptionError: The expression cannot be evaluated on rows of that schema.
+        """
+        if schema is not None:
+            check_expression(self.name, self.expression, schema)
+        return schema
+
+    def push_into(self, source: Source) -> Source | None:
+        """Have the source leave out what it need not read."""
+        return source.with_filter(self.expression)
+
+    def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
         """Filter each table; null counts as false."""
         for table, origin in rows:
+            if not table.num_rows:
+                continue
             try:
-                with blame(self.name, origin):
-                    kept = _filter(table, self.expression)
+                kept = self._filter(table, origin)
             except AiodataError as error:
                 control.skip(error)
             else:
                 yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
 
+    def _filter(self, table: pa.Table, origin: Origin) -> pa.Table:
+        try:
+            return filter_table(table, self.expression)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            reason = explain_failure(error, table.schema)
+            raise TaskError(self.name, origin.source, origin.rows, reason) from error
+
 
 @dataclass(frozen=True, slots=True)
-class LimitRows:
+class LimitRows(Transform):
     """Stop a task after `num_rows` rows: no single task has to produce more than a limit asks for."""
 
     num_rows: int
-    batch_size: int | None = None
-    calls_user_code: bool = False
-    needs_actor: bool = False
-    calls_in_flight: int = 1
-    fuses: bool = True
 
     @property
     def name(self) -> str:
         """`limit(<rows>)`."""
         return f"limit({self.num_rows})"
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
+    def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
+        """Return the same schema."""
+        return schema
+
+    def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
         """Pass rows on until there are enough."""
         left = self.num_rows
         for table, origin in rows:
@@ -298,10 +385,3 @@ def _not_awaitable(result: Any) -> Any:
     elif not inspect.isasyncgen(result):
         return result
     raise TypeError("the function is not async, but returns what an async one does; give the async function itself")
-
-
-def _filter(table: pa.Table, expression: Any) -> pa.Table:
-    """Filter in this thread alone, which `Table.filter` would not."""
-    source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
-    kept = acero.Declaration("filter", acero.FilterNodeOptions(expression), inputs=[source])
-    return kept.to_table(use_threads=False)

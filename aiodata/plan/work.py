@@ -12,16 +12,21 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pyarrow as pa
 
-from aiodata.block import concat_blocks
+from aiodata.block import concat_blocks, copy_rows
 from aiodata.bundle import BlockMetadata
 from aiodata.errors import AiodataError
 from aiodata.plan.control import Control, blame
+from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Chunk, Origin, Piece, Rows
 from aiodata.plan.transforms import Transform
+from aiodata.schemas import conform
+
+# A schema for each transform of a chain, or None.
+Schemas = tuple[pa.Schema | None, ...]
 
 # Below this many rows per chunk a block of many chunks is copied into one: its consumer pays per chunk.
 _SMALL_CHUNK_ROWS = 4096
@@ -74,11 +79,14 @@ class OutputMetadata:
         block: The block's metadata.
         calls: Calls of user functions that went into it.
         task_s: Seconds of work that went into it.
+        learned: What the task's `Work` did not say: the schema of the outputs of each transform so far, None where it
+            is not known, or not asked for. Empty where nothing was to be learned.
     """
 
     block: BlockMetadata
     calls: int
     task_s: float
+    learned: Schemas = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,12 +100,14 @@ class TaskEnd:
         error: What ended it, if something failed and no more errors were allowed.
         errors: What failed before that, in the order of the input; just the rows that these are about are missing.
         is_worker_lost: Whether it did not end by itself: its worker is lost.
+        learned: As in `OutputMetadata`.
     """
 
     rest: Position | None = None
     error: AiodataError | None = None
     errors: tuple[AiodataError, ...] = ()
     is_worker_lost: bool = False
+    learned: Schemas = field(default=(), compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,12 +119,17 @@ class Work:
         cuts: When to cut blocks, and when to stop.
         start: Where in the pieces to start.
         max_errors: Errors after which to go on, without the batch or the rest of the piece that failed; -1: any number.
+        schemas: The schema of the outputs of each transform, as far as that is known: None where only a run can tell,
+            and where it follows from the input. Empty: nothing is known.
+        input_schema: What the pieces' rows are made to conform to; None: they do.
     """
 
     pieces: Sequence[Piece]
     cuts: Cuts
     start: Position = Position()
     max_errors: int = 0
+    schemas: Schemas = ()
+    input_schema: pa.Schema | None = None
 
     def rest(self, position: Position) -> Work:
         """Return what is left of the work from `position` on."""
@@ -138,25 +153,34 @@ def run_work(
     control.max_errors = work.max_errors
     feed = _Feed(work, chain, blocks, control)
     cutter = _Cutter(work.cuts, chain, feed, control)
+    given = work.schemas or (None,) * len(chain)
+    outputs = [OutputSchema(transform.name, schema) for transform, schema in zip(chain, given, strict=True)]
+    is_learning = any(
+        transform.calls_user_code and schema is None for transform, schema in zip(chain, given, strict=True)
+    )
+
+    def learned() -> Schemas:
+        return tuple(one.schema for one in outputs) if is_learning else ()
+
     # Each generator is closed on the way out, the last one first, so that no call is left in flight.
     with ExitStack() as stack:
         rows = feed.read()
         stack.callback(rows.close)
-        for transform in chain:
-            rows = transform.apply(rows, control)
+        for transform, output in zip(chain, outputs, strict=True):
+            rows = transform.apply(rows, control, output)
             stack.callback(rows.close)
         started = time.perf_counter()
         calls = 0
         try:
             for table, source in cutter.cut(rows):
                 block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
-                metadata = OutputMetadata(block, control.calls - calls, time.perf_counter() - started)
+                metadata = OutputMetadata(block, control.calls - calls, time.perf_counter() - started, learned())
                 calls = control.calls
                 yield table, metadata
                 started = time.perf_counter()
         except AiodataError as error:
-            return TaskEnd(feed.next, error, tuple(control.errors))
-    return TaskEnd(feed.rest, feed.error, tuple(control.errors))
+            return TaskEnd(feed.next, error, tuple(control.errors), learned=learned())
+    return TaskEnd(feed.rest, feed.error, tuple(control.errors), learned=learned())
 
 
 class _Feed:
@@ -210,6 +234,9 @@ class _Feed:
                 chunk = next(chunks, None)
             if chunk is None:
                 return
+            if (schema := self._work.input_schema) is not None:
+                with blame("union", chunk.origin):
+                    chunk = replace(chunk, table=conform(chunk.table, schema))
             yield chunk
             origin = chunk.origin.without_rows()
 
@@ -331,4 +358,5 @@ def _split(block: pa.Table, num_bytes: int, target_bytes: int) -> Iterator[pa.Ta
         return
     step = max(1, block.num_rows * target_bytes // num_bytes)
     for offset in range(0, block.num_rows, step):
-        yield block.slice(offset, step)
+        # Each has memory of its own: a slice would keep all of the block, and count for its own part alone.
+        yield copy_rows(block.slice(offset, step))

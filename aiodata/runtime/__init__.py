@@ -9,10 +9,10 @@ from functools import partial
 from importlib import import_module
 from typing import get_args
 
-import anyio.to_thread
-
+from aiodata.concurrency import ask_in_thread
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions, RuntimeName, read_environment
+from aiodata.runtime import forked  # noqa: F401 - imported before a fork, to notice it.
 from aiodata.runtime.base import OpenRuntime, Runtime
 from aiodata.runtime.local import LocalRuntime
 
@@ -37,7 +37,7 @@ def choose_runtime(options: ExecutionOptions) -> OpenRuntime:
 @asynccontextmanager
 async def _open_ray(options: ExecutionOptions) -> AsyncIterator[Runtime]:
     """Import the Ray runtime off the loop, since ray takes half a second, and open it."""
-    module = await anyio.to_thread.run_sync(import_module, "aiodata.runtime.ray.runtime")
+    module = await ask_in_thread(partial(import_module, "aiodata.runtime.ray.runtime"))
     async with module.open_ray(options) as runtime:
         yield runtime
 

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 import pyarrow as pa
 
-from aiodata.bundle import BlockRef
+from aiodata.bundle import BlockRef, Charge
 from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work
@@ -24,10 +24,19 @@ Outcome = OutputMetadata | TaskEnd | Exception | None
 
 @dataclass(frozen=True, slots=True)
 class Pair:
-    """A block that a task has produced, and what stands for its metadata."""
+    """A block that a task has produced, and what stands for its metadata.
+
+    Attributes:
+        ref: The block.
+        metadata: What stands for its metadata.
+        charge: What it counts in the byte budget, where blocks may share memory; else None.
+        shared: Bytes of it that are memory of the task's inputs, each with what that input counts.
+    """
 
     ref: BlockRef
     metadata: MetadataRef
+    charge: Charge | None = None
+    shared: tuple[tuple[Charge | None, int], ...] = ()
 
 
 class Task(Protocol):

@@ -6,10 +6,11 @@ The object, a service, is made there by a function that is sent. What comes back
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
 
-import anyio.to_thread
+from aiodata.concurrency import ask_in_thread
 
 # Returns something to send to a consumer inside a reply. The function is called once, in the event loop, when nobody
 # in any process holds that any more: within some 10 ms if its holder drops it, about 2 s if the holder is killed.
@@ -79,6 +80,6 @@ async def find_service(name: str, *, namespace: str | None = None) -> RemoteServ
         RuntimeUnavailableError: Ray can not be started or reached.
     """
     # Off the loop, since ray takes half a second.
-    module = await anyio.to_thread.run_sync(import_module, _RAY_HOST)
+    module = await ask_in_thread(partial(import_module, _RAY_HOST))
     service: RemoteService = await module.find_service(name, namespace=namespace)
     return service

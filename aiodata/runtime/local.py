@@ -23,15 +23,16 @@ import anyio
 import anyio.lowlevel
 import pyarrow as pa
 
-from aiodata.bundle import BlockRef, InlineBlock
-from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames
-from aiodata.errors import AiodataError, OptionError
+from aiodata.bundle import BlockRef, Charge, InlineBlock
+from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, start
+from aiodata.errors import AiodataError, OptionError, is_failure
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Control, Stopped, Transform, build, close
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.failures import as_failure
+from aiodata.runtime.shared_memory import InputMemory
 
 # Pairs of a task that may wait to be pulled before it pauses.
 _MAX_WAITING_PAIRS = 2
@@ -155,10 +156,11 @@ class LocalActor:
         self._error: AiodataError | None = None
         self._tasks: weakref.WeakSet[LocalTask] = weakref.WeakSet()
         self._free = anyio.Lock()
+        self._has_begun = False
         self._built = anyio.Event()
         self._gone = anyio.Event()
         self._scope = anyio.CancelScope()
-        runtime.group.start_soon(self._run, name=f"local actor {name}")
+        start(runtime.group, self._run, name=f"local actor {name}")
 
     async def wait_ready(self) -> None:
         """Wait until the chain is built."""
@@ -180,6 +182,8 @@ class LocalActor:
         self._scope.cancel()
         for task in list(self._tasks):
             task.cancel()
+        if not self._has_begun:  # And perhaps never will, where the loop ends.
+            self._gone.set()
 
     async def wait_stopped(self) -> None:
         """Wait until its tasks have stopped and the state is closed."""
@@ -192,6 +196,7 @@ class LocalActor:
             yield self._chain
 
     async def _run(self) -> None:
+        self._has_begun = True
         built: Chain = ()
         try:
             with self._scope:
@@ -202,17 +207,22 @@ class LocalActor:
             if not self._built.is_set():
                 self._error = AiodataError(f"an actor of {self._name} was stopped before its state was built")
                 self._built.set()
-            with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
-                for task in list(self._tasks):
-                    await task.wait_stopped()
-                await call_in_thread(partial(close, built), grace_s=self._runtime.close_timeout_s)
-            self._chain = ()
-            self._gone.set()
+            try:
+                with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
+                    for task in list(self._tasks):
+                        await task.wait_stopped()
+                    await call_in_thread(partial(close, built), grace_s=self._runtime.close_timeout_s)
+            finally:
+                # Also where a loop that ends cancels each task once more, from which nothing shields.
+                self._chain = ()
+                self._gone.set()
 
     async def _build(self) -> Chain:
         try:
             self._chain = await self._runtime.call(partial(build, self._chain))
-        except Exception as error:  # noqa: BLE001 - whoever waits for the actor gets it.
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             self._error = as_failure(error)
             self._chain = ()
         self._built.set()
@@ -243,9 +253,12 @@ class LocalTask:
         self._room = Wakeup()
         self._scope = anyio.CancelScope()
         self._is_stepping = False
+        self._has_begun = False
         self._ended = anyio.Event()
         blocks = [_table_of(ref) for ref in refs]
-        runtime.group.start_soon(self._run, work, blocks, name=f"local task {name}")
+        self._input_charges = [ref.charge for ref in refs]
+        self._memory: InputMemory | None = None
+        start(runtime.group, self._run, work, blocks, name=f"local task {name}")
 
     def pull(self) -> list[Pair]:
         """Return what is there; the task goes on when all of it has been taken."""
@@ -258,6 +271,8 @@ class LocalTask:
         """Stop before the next call of the user's code; a call that outlasts the close timeout is left behind."""
         self._control.stop()
         self._scope.cancel()
+        if not self._has_begun:  # And perhaps never will, where the loop ends.
+            self._ended.set()
 
     async def wait_stopped(self) -> None:
         """Wait until its thread has left the user's code; what it made and nobody has pulled is dropped."""
@@ -266,26 +281,29 @@ class LocalTask:
 
     async def _run(self, work: Work, tables: Sequence[pa.Table]) -> None:
         """Run the work when it is its turn, until it ends, fails or is cancelled."""
+        self._has_begun = True
         end = TaskEnd()
         try:
             with self._scope, cleared_frames():
                 async with self._turn() as chain:
-                    end = await self._produce(run_work(work, chain, tables, self._control))
-        except Exception as error:  # noqa: BLE001 - its end tells of it.
+                    end = await self._produce(run_work(work, chain, tables, self._control), tables)
+        except BaseException as error:
+            if not is_failure(error):
+                raise
             end = TaskEnd(None, as_failure(error))
         finally:
             self._pairs.append(Pair(None, end))
             self._ended.set()
             self._on_ready(self)
 
-    async def _produce(self, blocks: Blocks) -> TaskEnd:
+    async def _produce(self, blocks: Blocks, inputs: Sequence[pa.Table]) -> TaskEnd:
         grace_s = self._runtime.close_timeout_s
         try:
             while True:
-                output = await self._runtime.call(partial(self._step, blocks))
+                output = await self._runtime.call(partial(self._step, blocks, inputs))
                 if isinstance(output, TaskEnd):
                     return output
-                self._pairs.append(Pair(InlineBlock(output[0]), output[1]))
+                self._pairs.append(output)
                 del output
                 self._on_ready(self)
                 if len(self._pairs) >= _MAX_WAITING_PAIRS:
@@ -299,11 +317,11 @@ class LocalTask:
                 with anyio.move_on_after(grace_s, shield=True):
                     await call_in_thread(blocks.close, grace_s=grace_s)
 
-    def _step(self, blocks: Blocks) -> tuple[pa.Table, OutputMetadata] | TaskEnd:
+    def _step(self, blocks: Blocks, inputs: Sequence[pa.Table]) -> Pair | TaskEnd:
         """Return the next output, or how the task ended; called in a worker thread."""
         self._is_stepping = True
         try:
-            return next(blocks)
+            return self._pair(*next(blocks), inputs)
         except StopIteration as stop:
             end: TaskEnd = stop.value
             return end
@@ -311,6 +329,16 @@ class LocalTask:
             return TaskEnd()
         finally:
             self._is_stepping = False
+
+    def _pair(self, table: pa.Table, metadata: OutputMetadata, inputs: Sequence[pa.Table]) -> Pair:
+        charge = Charge()
+        if not inputs:
+            return Pair(InlineBlock(table, charge), metadata, charge)
+        if self._memory is None:
+            self._memory = InputMemory(inputs)
+        shared = self._memory.shared_with(table)
+        shares = tuple((self._input_charges[index], num_bytes) for index, num_bytes in shared.items())
+        return Pair(InlineBlock(table, charge), metadata, charge, shares)
 
 
 def _tell(loop: asyncio.AbstractEventLoop, callback: Callable[[], None]) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from functools import cached_property
+from itertools import accumulate, pairwise
 from typing import Any
 
 import numpy as np
@@ -12,13 +13,21 @@ import pyarrow as pa
 
 from aiodata.bundle import BlockMetadata, InlineBlock, RefBundle
 from aiodata.errors import SourceError
-from aiodata.plan.nodes import Source
 from aiodata.plan.pieces import Chunk, Origin, Piece
+from aiodata.plan.source import Skip, Source
+from aiodata.schemas import (
+    SchemaError,
+    cast_exactly,
+    has_known_categories,
+    mark_categories,
+    mark_nulls,
+    unify_schemas,
+)
 
 # Rows per block of a range, where its number of blocks is not asked for: a MiB of int64.
 _RANGE_BLOCK_ROWS = 1 << 17
 
-_RANGE_SCHEMA = pa.schema([("id", pa.int64())])
+_RANGE_SCHEMA = pa.schema([mark_nulls(pa.field("id", pa.int64()), has_nulls=False)])
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class RangePiece:
 
 
 @dataclass(frozen=True, slots=True)
-class RangeSource:
+class RangeSource(Source):
     """The integers from 0 to `num_rows`, as the column `id`."""
 
     num_rows: int
@@ -64,15 +73,12 @@ class RangeSource:
         """`range(<rows>)`."""
         return f"range({self.num_rows})"
 
-    def with_columns(self, columns: tuple[str, ...]) -> Source | None:
-        """Leave it to the transform."""
-        return None
+    @property
+    def is_empty(self) -> bool:
+        """Whether it ends where it begins."""
+        return not self.num_rows
 
-    def with_filter(self, expression: Any) -> Source | None:
-        """Leave it to the transform."""
-        return None
-
-    def pieces(self, num_tasks: int) -> Sequence[RangePiece]:
+    def pieces(self, num_tasks: int, skip: Skip) -> Sequence[RangePiece]:
         """Divide the range into blocks of equal size, give or take one row."""
         enough = max(num_tasks, -(-self.num_rows // _RANGE_BLOCK_ROWS))
         count = max(1, min(self.num_blocks or enough, self.num_rows))
@@ -80,84 +86,107 @@ class RangeSource:
         piece_bytes = 8 * self.num_rows // count
         return [RangePiece(start, stop, piece_bytes, self.num_blocks is not None) for start, stop in pairwise(bounds)]
 
-    def bundles(self) -> Iterable[RefBundle] | None:
-        """Return None: rows are made in tasks."""
-        return None
-
-    def schema(self) -> pa.Schema | None:
+    def schema(self, skip: Skip) -> pa.Schema:
         """Return `id: int64`."""
         return _RANGE_SCHEMA
 
-    def count_rows(self) -> int | None:
+    def count_rows(self, skip: Skip) -> int | None:
         """Return the end of the range."""
         return self.num_rows
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class TableSource:
-    """Tables in memory."""
+class TableSource(Source):
+    """Tables in memory; their types are unified when they are first asked for.
 
-    name: str
-    tables: tuple[pa.Table, ...]
+    Args:
+        name: Its name.
+        tables: The tables; they have plain types, and no name twice.
+    """
 
-    def with_columns(self, columns: tuple[str, ...]) -> Source | None:
-        """Leave it to the transform, which names the missing column."""
-        return None
+    def __init__(self, name: str, tables: Sequence[pa.Table]) -> None:
+        """Look at nothing yet."""
+        self._name = name
+        self.tables = tuple(tables)
 
-    def with_filter(self, expression: Any) -> Source | None:
-        """Leave it to the transform, which runs in tasks."""
-        return None
+    @property
+    def name(self) -> str:
+        """The verb that made it."""
+        return self._name
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
-        """Return nothing: the tables are passed on as blocks."""
-        return ()
+    def __repr__(self) -> str:
+        return f"TableSource({self.name!r}, tables={len(self.tables)})"
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no table has rows."""
+        return not any(table.num_rows for table in self.tables)
 
     def bundles(self) -> Iterable[RefBundle] | None:
         """Return the tables, each as its own reference, as they are needed: to count their bytes takes a while."""
-        return (
-            RefBundle.whole(InlineBlock(table), BlockMetadata(table.num_rows, table.nbytes, table.schema, self.name))
-            for table in self.tables
-        )
+        return map(self._bundle, self._unified_tables)
 
-    def schema(self) -> pa.Schema | None:
-        """Return the tables' schema."""
-        return _unify(self.name, [table.schema for table in self.tables])
+    def schema(self, skip: Skip) -> pa.Schema:
+        """Return the schema that holds all tables' rows exactly, with what is known of nulls."""
+        return self._schema
 
-    def count_rows(self) -> int | None:
+    def count_rows(self, skip: Skip) -> int | None:
         """Return the rows of all tables."""
         return sum(int(table.num_rows) for table in self.tables)
 
+    @cached_property
+    def _schema(self) -> pa.Schema:
+        tables = [table for table in self.tables if table.num_rows] or self.tables
+        try:
+            schema = unify_schemas([(f"table {index}", table.schema) for index, table in enumerate(tables)])
+        except SchemaError as error:
+            raise SourceError(self.name, str(error)) from error
+        return pa.schema([_known_field(field, tables) for field in schema])
+
+    @cached_property
+    def _unified_tables(self) -> tuple[pa.Table, ...]:
+        """The tables, with one dictionary for each dictionary column, so that its categories are known."""
+        dictionaries = [field for field in self._schema if has_known_categories(field)]
+        if not dictionaries:
+            return self.tables
+        columns: dict[str, list[pa.ChunkedArray]] = {}
+        for field in dictionaries:
+            parts = [_column(table, field) for table in self.tables]
+            whole = pa.chunked_array([chunk for part in parts for chunk in part.chunks], field.type)
+            unified = whole.unify_dictionaries()
+            starts = accumulate((len(part) for part in parts), initial=0)
+            columns[field.name] = [unified.slice(start, len(part)) for start, part in zip(starts, parts, strict=False)]
+        return tuple(
+            _with_columns(table, {name: parts[index] for name, parts in columns.items()})
+            for index, table in enumerate(self.tables)
+        )
+
+    def _bundle(self, table: pa.Table) -> RefBundle:
+        metadata = BlockMetadata(table.num_rows, table.nbytes, table.schema, self.name)
+        return RefBundle.whole(InlineBlock(table), metadata).conformed(self._schema)
+
 
 @dataclass(frozen=True, slots=True, eq=False)
-class StoredSource:
+class StoredSource(Source):
     """Blocks that a run has left where it made them; they stay there as long as this does."""
 
     name: str
     stored: tuple[RefBundle, ...]
     stored_schema: pa.Schema
 
-    def with_columns(self, columns: tuple[str, ...]) -> Source | None:
-        """Leave it to the transform."""
-        return None
-
-    def with_filter(self, expression: Any) -> Source | None:
-        """Leave it to the transform."""
-        return None
-
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
-        """Return nothing: the blocks are passed on."""
-        return ()
+    @property
+    def is_empty(self) -> bool:
+        """Whether there is no block."""
+        return not self.stored
 
     def bundles(self) -> Iterable[RefBundle] | None:
         """Return the blocks."""
         return self.stored
 
-    def schema(self) -> pa.Schema | None:
-        """Return the blocks' schema; without a block, what it would be."""
-        schemas = [bundle.metadata.schema for bundle in self.stored]
-        return _unify(self.name, schemas) if schemas else self.stored_schema
+    def schema(self, skip: Skip) -> pa.Schema:
+        """Return the blocks' schema, which is the same for all."""
+        return self.stored_schema
 
-    def count_rows(self) -> int | None:
+    def count_rows(self, skip: Skip) -> int | None:
         """Return the rows of all blocks."""
         return sum(bundle.num_rows for bundle in self.stored)
 
@@ -170,8 +199,25 @@ def split_table(table: pa.Table, block_bytes: int) -> list[pa.Table]:
     return [table.slice(offset, step) for offset in range(0, table.num_rows, step)]
 
 
-def _unify(name: str, schemas: Sequence[pa.Schema]) -> pa.Schema:
-    try:
-        return pa.unify_schemas(schemas, promote_options="permissive")
-    except pa.ArrowException as error:
-        raise SourceError(name, f"its tables have schemas that do not go together: {error}") from error
+def _known_field(field: pa.Field, tables: Sequence[pa.Table]) -> pa.Field:
+    """Return a field with what is known of its column in all tables."""
+    some_null = any(
+        table.num_rows and (field.name not in table.column_names or table.column(field.name).null_count)
+        for table in tables
+    )
+    if pa.types.is_dictionary(field.type):
+        field = mark_categories(field, are_known=True)
+    return mark_nulls(field, has_nulls=bool(some_null))
+
+
+def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
+    if field.name not in table.column_names:
+        return pa.chunked_array([pa.nulls(table.num_rows, field.type)])
+    return cast_exactly(table.column(field.name), field.type)
+
+
+def _with_columns(table: pa.Table, columns: Mapping[str, pa.ChunkedArray]) -> pa.Table:
+    for name, column in columns.items():
+        index = table.schema.get_field_index(name)
+        table = table.append_column(name, column) if index < 0 else table.set_column(index, name, column)
+    return table

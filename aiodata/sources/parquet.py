@@ -1,30 +1,79 @@
-"""Parquet files: found by path, directory, glob, list or URI; read by row group, with columns and filter pushed in."""
+"""Parquet files: one schema for all of them, read by row group, with columns and filter pushed in."""
 
 from __future__ import annotations
 
-import fnmatch
-import posixpath
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
-from itertools import pairwise
+from dataclasses import dataclass, field, replace
+from itertools import accumulate, pairwise
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.dataset as pads
+import pyarrow.compute as pc
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
 from aiodata.bundle import RefBundle
-from aiodata.errors import SourceError
-from aiodata.plan.nodes import Source
+from aiodata.errors import OptionError, SourceError, UnknownColumnError
+from aiodata.plan.control import blame
+from aiodata.plan.filtering import filter_table
 from aiodata.plan.pieces import Chunk, Origin, Piece
+from aiodata.plan.source import Skip, Source, raise_it
+from aiodata.schemas import check_names, near_miss
+from aiodata.sources.decoding import Decoded, Decoder
+from aiodata.sources.files import FileKind, FoundFile, Paths, find_files, partition_fields, partition_value
+from aiodata.sources.footers import (
+    Footer,
+    Footers,
+    blame_file,
+    open_parquet,
+    unify,
+    with_null_marks,
+)
+from aiodata.sources.int96 import Int96File
+from aiodata.sources.pruning import can_be_true, constant
+from aiodata.sources.scan import Scan, View
 
-# A row group larger than this many chunks is read in parts, so that its first rows come early.
-_CHUNKS_PER_ROW_GROUP = 8
+PARQUET = FileKind("Parquet", (".parquet", ".parq", ".pq"))
 
-_HIDDEN = ("_", ".")
-_GLOB_CHARACTERS = "*?["
+# Footers that are read before the first row: of more files, so many decide the schema, the others are checked.
+_MAX_FOOTERS = 1024
+
+
+@dataclass(frozen=True, slots=True)
+class GroupsOrigin(Origin):
+    """Several row groups that were read together; a part of their rows may be of one.
+
+    Attributes:
+        path: The file.
+        first: The first row group.
+        starts: The first row of each row group, counted from the start of `first`.
+    """
+
+    path: str
+    first: int
+    starts: tuple[int, ...]
+
+    @classmethod
+    def of(cls, path: str, first: int, last: int, metadata: pq.FileMetaData) -> GroupsOrigin:
+        """Return where the rows of some row groups came from; those between may be left out, with all their rows."""
+        counts = (metadata.row_group(group).num_rows for group in range(first, last + 1))
+        *starts, num_rows = accumulate(counts, initial=0)
+        return cls(f"{path}, row groups {first} to {last}", (0, num_rows), path, first, tuple(starts))
+
+    def slice(self, start: int, num_rows: int) -> Origin:
+        """Narrow the origin to `num_rows` rows from `start`, and to the row groups that these are of."""
+        assert self.rows is not None
+        begin = self.rows[0] + start
+        end = begin + num_rows
+        low, high = (bisect_right(self.starts, row) - 1 for row in (begin, max(begin, end - 1)))
+        base = self.starts[low]
+        rows = (begin - base, end - base)
+        if low == high:
+            return Origin(f"{self.path}, row group {self.first + low}", rows)
+        starts = tuple(one - base for one in self.starts[low : high + 1])
+        source = f"{self.path}, row groups {self.first + low} to {self.first + high}"
+        return GroupsOrigin(source, rows, self.path, self.first + low, starts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,91 +81,156 @@ class ParquetPiece:
     """A Parquet file, or a run of its row groups.
 
     Attributes:
-        path: The file, in `filesystem`.
-        filesystem: Where it is.
+        file: The file.
+        scan: What to read of it.
+        weight: Bytes of the file that it covers.
         first: The first row group.
         stop: The row group to stop before; None: the file's end.
-        weight: Bytes of the file that it covers.
-        columns: The columns to read; None: all.
-        filter: The rows to keep; None: all.
+        footer: The file's footer, where it is known. It is not sent along: to read it again is quicker.
     """
 
-    path: str
-    filesystem: pafs.FileSystem
+    file: FoundFile
+    scan: Scan
     weight: int
-    columns: tuple[str, ...] | None
-    filter: Any
     first: int = 0
     stop: int | None = None
+    footer: Footer | None = field(default=None, compare=False, repr=False)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Pickle the arguments: a task may get thousands, and a dataclass with slots takes ten times as long."""
+        file = self.file
+        found = (file.path, file.filesystem, file.size, file.modified_ns, file.partition)
+        return _piece, (*found, self.scan, self.weight, self.first, self.stop)
 
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it stands for no block."""
         return self
 
     def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
-        """Yield the rows, one row group at a time; a unit is a row group."""
-        with blame_file(self.path), self.filesystem.open_input_file(self.path) as handle:
-            file = pq.ParquetFile(handle)
-            read_group = self._read_whole_group if self.filter is None else self._read_filtered_group
-            check_columns(self.path, self.columns, file.schema_arrow.names)
-            names = None if self.columns is None else list(self.columns)
-            first = max(unit, self.first)
-            stop = file.num_row_groups if self.stop is None else self.stop
-            if first >= stop:
-                yield Chunk(first, 0, self._empty(file, names), Origin(self.path, (0, 0)))
-            for group in range(first, stop):
-                yield from read_group(file, group, row if group == unit else 0, chunk_bytes, names)
-
-    def _read_whole_group(
-        self, file: pq.ParquetFile, group: int, row: int, chunk_bytes: int, names: list[str] | None
-    ) -> Iterator[Chunk]:
-        """Yield a row group at once, or in parts if it is large; one thread: tasks are what runs side by side."""
-        metadata = file.metadata.row_group(group)
-        origin = Origin(f"{self.path}, row group {group}", (0, metadata.num_rows))
-        if metadata.total_byte_size <= _CHUNKS_PER_ROW_GROUP * chunk_bytes:
-            table = _plain(file.read_row_group(group, columns=names, use_threads=False)).slice(row)
-            yield Chunk(group, row, table, origin.slice(row, table.num_rows))
+        """Yield the rows, in the scan's schema; a unit is a row group."""
+        first = max(unit, self.first)
+        if first == self.stop:
+            yield self._nothing()
             return
-        rows_per_chunk = max(1, metadata.num_rows * chunk_bytes // metadata.total_byte_size)
-        position = 0
-        for batch in file.iter_batches(rows_per_chunk, row_groups=[group], columns=names, use_threads=False):
-            end = position + batch.num_rows
-            if end > row:
-                table = _plain(pa.Table.from_batches([batch])).slice(max(0, row - position))
-                start = end - table.num_rows
-                yield Chunk(group, start, table, origin.slice(start, table.num_rows))
-            position = end
+        with blame_file(self.file.path), self.file.filesystem.open_input_file(self.file.path) as handle:
+            file, footer = self._open(handle)
+            stop = footer.metadata.num_row_groups if self.stop is None else self.stop
+            is_empty = True
+            if footer.num_rows:
+                for chunk in self._chunks(handle, file, footer, range(first, stop), row, chunk_bytes):
+                    yield chunk
+                    is_empty = False
+                    del chunk
+            if is_empty:
+                yield self._nothing()
 
-    def _read_filtered_group(
-        self, file: pq.ParquetFile, group: int, row: int, chunk_bytes: int, names: list[str] | None
+    def _chunks(
+        self, handle: Any, file: Any, footer: Footer, groups: Sequence[int], row: int, chunk_bytes: int
     ) -> Iterator[Chunk]:
-        """Yield the rows of a row group that pass the filter; its statistics may rule out all of them."""
-        fragment = pads.ParquetFileFormat().make_fragment(self.path, self.filesystem, row_groups=[group])
-        columns = None if self.columns is None else list(self.columns)
-        table = _plain(fragment.to_table(columns=columns, filter=self.filter, use_threads=False)).slice(row)
-        yield Chunk(group, row, table, Origin(f"{self.path}, row group {group}", None))
+        scan, metadata = self.scan, footer.metadata
+        view = scan.view(self.file.path, footer.columns)
+        constants = {one.name: partition_value(one, self.file) for one in scan.partitions}
+        groups = scan.keep_groups(metadata, groups, view, constants)
+        if view.timestamps and (exact := _int96_columns(metadata, view)):
+            file = Int96File(handle, metadata, exact, scan.read_schema)
+        decoder = Decoder(self.file.path, file, view.columns, view.layout, chunk_bytes)
+        # How many rows a row group has left is known after the filter alone. Where no column is read, there is
+        # nothing that could be read in part.
+        is_skipped_late = scan.filter is not None or view.columns == []
+        early, late = (0, row) if is_skipped_late else (row, 0)
+        unit, position = -1, 0
+        for decoded in decoder.decode(groups, early):
+            if scan.filter is None or decoded.group != unit:
+                unit, position = decoded.group, decoded.row
+            origin = self._origin(decoded, metadata)
+            table = scan.shape(self.file.path, decoded.table, view, constants)
+            del decoded
+            if scan.filter is not None:
+                origin = origin.without_rows()
+                table = self._filter(table, origin)
+            skipped = min(late, table.num_rows)
+            late -= skipped
+            table = scan.select(table).slice(skipped)
+            chunk = Chunk(unit, position + skipped, table, origin.slice(skipped, table.num_rows))
+            position += skipped + table.num_rows
+            del table
+            if chunk.table.num_rows or not skipped:
+                yield chunk
+            del chunk
 
-    def _empty(self, file: pq.ParquetFile, names: list[str] | None) -> pa.Table:
-        table = _plain(file.schema_arrow.empty_table())
-        return table if names is None else table.select(names)
+    def _open(self, handle: Any) -> tuple[Any, Footer]:
+        """Return the file and its footer: what is known of it, if the file still has its size."""
+        if self.footer is not None and handle.size() == self.file.size:
+            return pq.ParquetFile(handle, metadata=self.footer.metadata), self.footer
+        return open_parquet(self.file.path, handle, self.scan.schemas)
+
+    def _filter(self, table: pa.Table, origin: Origin) -> pa.Table:
+        with blame(f"filter({self.scan.filter})", origin):
+            return filter_table(table, self.scan.filter)
+
+    def _origin(self, decoded: Decoded, metadata: pq.FileMetaData) -> Origin:
+        rows = (decoded.row, decoded.row + decoded.table.num_rows)
+        if decoded.group == decoded.last_group:
+            return Origin(f"{self.file.path}, row group {decoded.group}", rows)
+        return GroupsOrigin.of(self.file.path, decoded.group, decoded.last_group, metadata)
+
+    def _nothing(self) -> Chunk:
+        return Chunk(self.first, 0, self.scan.schema.empty_table(), Origin(self.file.path, (0, 0)))
+
+
+def _int96_columns(metadata: pq.FileMetaData, view: View) -> list[str]:
+    leaves = metadata.schema
+    return [name for name, places in view.timestamps if any(leaves.column(i).physical_type == "INT96" for i in places)]
+
+
+def _piece(
+    path: str,
+    filesystem: pafs.FileSystem,
+    size: int,
+    modified_ns: int | None,
+    partition: tuple[tuple[str, str | None], ...],
+    scan: Scan,
+    weight: int,
+    first: int,
+    stop: int | None,
+) -> ParquetPiece:
+    return ParquetPiece(FoundFile(path, filesystem, size, modified_ns, partition), scan, weight, first, stop)
 
 
 @dataclass(frozen=True, slots=True)
-class ParquetSource:
-    """Parquet files; nothing is listed or opened before a run asks for pieces."""
+class _Planned:
+    """The files of a pass, without those that are known to be broken, and what to read of them."""
 
-    paths: tuple[str, ...]
+    files: list[FoundFile]
+    scan: Scan
+
+
+@dataclass(frozen=True, slots=True)
+class ParquetSource(Source):
+    """Parquet files; nothing is listed or opened before a run asks for pieces.
+
+    Attributes:
+        paths: Where the files are.
+        columns: The columns to read; None: all.
+        filter: The rows to read; None: all.
+        partitioning: `"hive"`: directories called `key=value` are columns; None: they are not.
+        asked_schema: The columns of the files, and their types; None: what holds the values of all files.
+        footers: The footers that were read, which what is made of this source shares.
+    """
+
+    paths: Paths
     columns: tuple[str, ...] | None = None
     filter: Any = None
-    filesystem: pafs.FileSystem | None = None
+    partitioning: str | None = "hive"
+    asked_schema: pa.Schema | None = None
+    footers: Footers = field(default_factory=Footers, compare=False, repr=False)
 
     @property
     def name(self) -> str:
         """`read_parquet(<path>)`, with what is pushed down."""
-        more = f" and {len(self.paths) - 1} more" if len(self.paths) > 1 else ""
         columns = "" if self.columns is None else f", columns={list(self.columns)}"
         condition = "" if self.filter is None else f", filter={self.filter}"
-        return f"read_parquet({self.paths[0]}{more}{columns}{condition})"
+        return f"read_parquet({self.paths.name}{columns}{condition})"
 
     def with_columns(self, columns: tuple[str, ...]) -> Source | None:
         """Read just these columns, if none were chosen yet or these are among them."""
@@ -125,140 +239,136 @@ class ParquetSource:
         return replace(self, columns=columns)
 
     def with_filter(self, expression: Any) -> Source | None:
-        """Read just these rows; what a selection has dropped can not be filtered by any more."""
+        """Read just these rows; what a selection has dropped cannot be filtered by any more."""
         if self.columns is not None:
             return None
         return replace(self, filter=expression if self.filter is None else self.filter & expression)
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
-        """List the files; where they are fewer than the tasks, divide them by row groups."""
-        files = self._files()
-        pieces = [
-            ParquetPiece(info.path, filesystem, max(1, info.size or 1), self.columns, self.filter)
-            for filesystem, info in files
-        ]
+    def schema(self, skip: Skip = raise_it) -> pa.Schema:
+        """Return the schema of the rows.
+
+        Args:
+            skip: Takes the error of a file whose footer cannot be read, to go on without it; or raises it.
+
+        Raises:
+            SourceError: A file is missing, corrupt or unreadable, no file matches, or the types of a column in two
+                files do not go together.
+            UnknownColumnError: A column is asked for that is not there.
+            OptionError: The filter cannot be evaluated.
+        """
+        return self._plan(skip).scan.schema
+
+    def pieces(self, num_tasks: int, skip: Skip = raise_it) -> Sequence[Piece]:
+        """List the files; where they are fewer than the tasks, divide them by row groups.
+
+        Args:
+            num_tasks: How many pieces there should be at least.
+            skip: As for `schema`.
+
+        Raises:
+            SourceError: As for `schema`.
+            UnknownColumnError: As for `schema`.
+            OptionError: As for `schema`.
+        """
+        planned = self._plan(skip)
+        files, scan = _wanted_files(planned), planned.scan
+        if not files:
+            return [ParquetPiece(planned.files[0], scan, 1, 0, 0)]
+        kept = self.footers.kept
+        pieces = [ParquetPiece(file, scan, max(1, file.size), 0, None, kept(file)) for file in files]
         if len(pieces) >= num_tasks:
             return pieces
-        return [part for piece in pieces for part in _divide_file(piece, -(-num_tasks // len(pieces)))]
+        footers = self.footers.read(files, skip)
+        num_parts = -(-num_tasks // len(pieces))
+        return [
+            part
+            for piece, footer in zip(pieces, footers, strict=True)
+            if footer is not None
+            for part in _divide_file(replace(piece, footer=footer), num_parts)
+        ]
 
     def bundles(self) -> Iterable[RefBundle] | None:
         """Return None: rows are read in tasks."""
         return None
 
-    def schema(self) -> pa.Schema | None:
-        """Return the first file's schema."""
-        filesystem, info = self._files()[0]
-        with blame_file(info.path), filesystem.open_input_file(info.path) as handle:
-            schema = pq.read_schema(handle).remove_metadata()
-        check_columns(info.path, self.columns, schema.names)
-        return schema if self.columns is None else pa.schema([schema.field(name) for name in self.columns])
+    def count_rows(self, skip: Skip = raise_it) -> int | None:
+        """Return the sum of the files' row counts, unless there is a filter.
 
-    def count_rows(self) -> int | None:
-        """Return the sum of the files' row counts, unless there is a filter."""
+        Args:
+            skip: As for `schema`.
+
+        Raises:
+            SourceError: As for `schema`.
+            UnknownColumnError: As for `schema`.
+        """
         if self.filter is not None:
             return None
-        total = 0
-        for filesystem, info in self._files():
-            with blame_file(info.path), filesystem.open_input_file(info.path) as handle:
-                metadata = pq.read_metadata(handle)
-            check_columns(info.path, self.columns, metadata.schema.to_arrow_schema().names)
-            total += metadata.num_rows
-        return total
+        planned = self._plan(skip)
+        footers = self.footers.read(planned.files, skip)
+        return sum(footer.num_rows for footer in footers if footer is not None)
 
-    def _files(self) -> list[tuple[pafs.FileSystem, pafs.FileInfo]]:
-        return [found for path in self.paths for found in find_files(path, self.filesystem)]
+    def _plan(self, skip: Skip) -> _Planned:
+        files = find_files(self.paths, PARQUET, partitioning=self.partitioning)
+        hive = partition_fields(files) if self.partitioning else []
+        is_complete = len(files) <= _MAX_FOOTERS
+        if self.asked_schema is not None:
+            full = self.asked_schema.remove_metadata()
+            return _Planned(files, self._scan(full, [field for field in hive if field.name in full.names], None))
+        asked = files if is_complete else _spread(files, _MAX_FOOTERS)
+        footers = self.footers.read(asked, skip)
+        broken = {file.path for file, footer in zip(asked, footers, strict=True) if footer is None}
+        if len(broken) == len(asked):
+            raise SourceError(self.paths.name, f"none of the files can be read, for example {asked[0].path}")
+        directories = {one.name for one in hive}
+        full = pa.schema([*(one for one in unify(asked, footers) if one.name not in directories), *hive])
+        known = [footer for footer in footers if footer is not None] if is_complete else None
+        return _Planned([file for file in files if file.path not in broken], self._scan(full, hive, known))
 
-
-def find_files(path: str, filesystem: pafs.FileSystem | None) -> list[tuple[pafs.FileSystem, pafs.FileInfo]]:
-    """Return the files that a path, directory, glob or URI stands for, sorted by path.
-
-    In directories, and of a glob, files whose names start with `_` or `.` do not count; nor, in directories, do
-    files that do not end in `.parquet` where some do.
-
-    Raises:
-        SourceError: It does not exist, or no file matches.
-    """
-    with blame_file(path):
-        if filesystem is None:
-            filesystem, inner = pafs.FileSystem.from_uri(path) if "://" in path else (pafs.LocalFileSystem(), path)
-        else:
-            inner = path
-        info = filesystem.get_file_info(inner)
-        if info.type == pafs.FileType.NotFound:
-            if not any(character in inner for character in _GLOB_CHARACTERS):
-                raise SourceError(path, "no such file or directory")
-            found = _match_glob(filesystem, inner)
-        else:
-            found = [info] if info.type == pafs.FileType.File else _list_directory(filesystem, inner)
-    if not found:
-        raise SourceError(path, "no Parquet file is there")
-    return [(filesystem, info) for info in sorted(found, key=lambda info: str(info.path))]
-
-
-def check_columns(path: str, wanted: Sequence[str] | None, known: Sequence[str]) -> None:
-    """Raise a `SourceError` that names the columns that a file lacks."""
-    if missing := [name for name in wanted or () if name not in known]:
-        raise SourceError(path, f"has no column {', '.join(map(repr, missing))}; its columns are {list(known)}")
+    def _scan(self, full: pa.Schema, hive: Sequence[pa.Field], footers: Sequence[Footer] | None) -> Scan:
+        """Choose columns out of all that there are; the footers are those of all files, if they are known."""
+        try:
+            columns = None if self.columns is None else check_names(self.columns)
+        except ValueError as error:
+            raise OptionError(f"{self.name}: {error}") from error
+        for name in columns or ():
+            if name not in full.names:
+                raise UnknownColumnError(self.name, f"there is no column {name!r}{near_miss(name, full.names)}")
+        directories = tuple(one.name for one in hive)
+        if footers is not None:
+            names = [name for name in columns or full.names if name not in directories]
+            marked = with_null_marks(pa.schema([full.field(name) for name in names]), footers)
+            full = pa.schema([marked.field(one.name) if one.name in names else one for one in full])
+        is_strict = columns is None and self.asked_schema is None
+        return Scan(full, columns, self.filter, directories, is_strict=is_strict)
 
 
-@contextmanager
-def blame_file(path: str) -> Iterator[None]:
-    """Turn an error of reading into a `SourceError` that names the file."""
-    try:
-        yield
-    except (OSError, pa.ArrowException) as error:
-        raise SourceError(path, f"can not be read as Parquet: {error}") from error
+def _wanted_files(planned: _Planned) -> list[FoundFile]:
+    """Return the files whose directories do not rule out that the filter is true."""
+    fields = planned.scan.filtered_partitions
+    if not fields:
+        return planned.files
+    partitions = {file.partition: file for file in planned.files}
+    guarantees = []
+    for file in partitions.values():
+        parts = [constant(one, partition_value(one, file)) for one in fields]
+        known = [part for part in parts if part is not None]
+        guarantees.append(pc.scalar(True) if not known else known[0])
+        for part in known[1:]:
+            guarantees[-1] = guarantees[-1] & part
+    kept = can_be_true(planned.scan.filter, planned.scan.read_schema, guarantees)
+    wanted = {partition for partition, is_kept in zip(partitions, kept, strict=True) if is_kept}
+    return [file for file in planned.files if file.partition in wanted]
 
 
-def _plain(table: pa.Table) -> pa.Table:
-    """Drop the schema's metadata: it is about the file, for example which column was a data frame's index."""
-    return table.replace_schema_metadata(None)
-
-
-def _list_directory(filesystem: pafs.FileSystem, directory: str) -> list[pafs.FileInfo]:
-    infos = filesystem.get_file_info(pafs.FileSelector(directory, recursive=True))
-    files = [info for info in infos if info.is_file and not _is_hidden(info.path, directory)]
-    return [info for info in files if info.path.endswith(".parquet")] or files
-
-
-def _match_glob(filesystem: pafs.FileSystem, pattern: str) -> list[pafs.FileInfo]:
-    """Match as shells do: a star stays within one directory, two stars cross them."""
-    parts = pattern.split("/")
-    fixed = next(index for index, part in enumerate(parts) if any(c in part for c in _GLOB_CHARACTERS))
-    base = "/".join(parts[:fixed]) or ("/" if pattern.startswith("/") else ".")
-    if filesystem.get_file_info(base).type != pafs.FileType.Directory:
-        return []
-    recursive = "**" in parts or len(parts) - fixed > 1
-    infos = filesystem.get_file_info(pafs.FileSelector(base, recursive=recursive))
-    wanted = parts[fixed:]
-    return [
-        info
-        for info in infos
-        if info.is_file and not _is_hidden(info.path, base) and _matches(_below(info.path, base), wanted)
-    ]
-
-
-def _matches(names: Sequence[str], patterns: Sequence[str]) -> bool:
-    if not patterns:
-        return not names
-    if patterns[0] == "**":
-        return any(_matches(names[skip:], patterns[1:]) for skip in range(len(names) + 1))
-    return bool(names) and fnmatch.fnmatchcase(names[0], patterns[0]) and _matches(names[1:], patterns[1:])
-
-
-def _is_hidden(path: str, base: str) -> bool:
-    return any(part.startswith(_HIDDEN) for part in _below(path, base))
-
-
-def _below(path: str, base: str) -> list[str]:
-    """Return the names that lead from a directory to a path in it; some file systems list without leading slashes."""
-    return posixpath.relpath("/" + path.lstrip("/"), "/" + base.removeprefix("./").lstrip("/")).split("/")
+def _spread(files: Sequence[FoundFile], count: int) -> list[FoundFile]:
+    """Return so many of the files, evenly spread, the first and the last among them."""
+    return [files[index * (len(files) - 1) // (count - 1)] for index in range(count)]
 
 
 def _divide_file(piece: ParquetPiece, num_parts: int) -> list[ParquetPiece]:
-    """Divide a file into runs of row groups of about equal number."""
-    with blame_file(piece.path), piece.filesystem.open_input_file(piece.path) as handle:
-        num_groups = pq.read_metadata(handle).num_row_groups
+    """Divide a file, of which the footer is known, into runs of row groups of about equal number."""
+    assert piece.footer is not None
+    num_groups = piece.footer.metadata.num_row_groups
     count = min(num_parts, num_groups)
     if count <= 1:
         return [piece]

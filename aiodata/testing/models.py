@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import pyarrow as pa
 
-from aiodata.bundle import RefBundle
 from aiodata.errors import OptionError
 from aiodata.options import MIB, at_least
+from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Chunk, Piece
-from aiodata.plan.transforms import Control, Rows
+from aiodata.plan.source import Skip, Source, raise_it
+from aiodata.plan.transforms import Control, Rows, Transform
 from aiodata.testing.blocks import SIMULATED_SCHEMA
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedSource:
+class SimulatedSource(Source):
     """A source whose pieces are so many blocks each; its rows are numbered in order.
 
     Attributes:
@@ -49,27 +49,15 @@ class SimulatedSource:
             at_least(name, getattr(self, name), 1)
         check_seconds("s_per_block", self.s_per_block)
 
-    def with_columns(self, columns: tuple[str, ...]) -> SimulatedSource | None:
-        """Return None: there is one column."""
-        return None
-
-    def with_filter(self, expression: Any) -> SimulatedSource | None:
-        """Return None: there are no values to filter by."""
-        return None
-
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+    def pieces(self, num_tasks: int, skip: Skip) -> Sequence[Piece]:
         """Return all pieces, however many tasks there are."""
         return [SimulatedPiece(self, index) for index in range(self.num_pieces)]
 
-    def bundles(self) -> Iterable[RefBundle] | None:
-        """Return None: nothing is stored yet."""
-        return None
-
-    def schema(self) -> pa.Schema | None:
+    def schema(self, skip: Skip) -> pa.Schema:
         """Return the one schema of simulated blocks: the column `id`."""
         return SIMULATED_SCHEMA
 
-    def count_rows(self) -> int:
+    def count_rows(self, skip: Skip = raise_it) -> int:
         """Return the number of rows."""
         return self.num_pieces * self.blocks_per_piece * self.rows_per_block
 
@@ -100,7 +88,7 @@ class SimulatedPiece:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class SimulatedMap:
+class SimulatedMap(Transform):
     """A transform that turns each input block into so many blocks, in so much virtual time.
 
     Attributes:
@@ -143,7 +131,11 @@ class SimulatedMap:
         if self.constructor_fails and not self.needs_actor:
             raise OptionError("constructor_fails=True: only actors have one; set needs_actor=True, too")
 
-    def apply(self, rows: Iterable[Rows], control: Control) -> Generator[Rows, None, None]:
+    def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
+        """Return the one schema of simulated blocks."""
+        return SIMULATED_SCHEMA
+
+    def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
         """Refuse: only a simulated runtime knows what it stands for.
 
         Raises:

@@ -10,6 +10,7 @@ from dataclasses import dataclass, field, replace
 import anyio
 
 from aiodata.bundle import RefBundle
+from aiodata.concurrency import start
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.options import ExecutionOptions, at_least
@@ -190,7 +191,7 @@ class _Run:
         send, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
         with send, receive:
             async with anyio.create_task_group() as group:
-                group.start_soon(self._executor.run, send)
+                start(group, self._executor.run, send)
                 left = self._simulation.consumer_max_blocks
                 try:
                     async for bundle in receive:

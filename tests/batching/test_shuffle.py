@@ -330,7 +330,8 @@ def test_blocks_from_polars_are_shuffled() -> None:
         ShuffleBuffer(10, 3, [1]), [as_block(frame[start : start + 15]) for start in range(0, ROWS, 15)]
     )
     assert values_in(tables) == values_in([as_block(frame)])
-    assert all(pl.DataFrame(pl.from_arrow(table)).schema == frame.schema for table in tables)
+    expected = pl.DataFrame(pl.from_arrow(as_block(frame))).schema
+    assert all(pl.DataFrame(pl.from_arrow(table)).schema == expected for table in tables)
 
 
 def test_fields_keep_their_metadata_and_nullability() -> None:
@@ -346,11 +347,12 @@ def test_fields_keep_their_metadata_and_nullability() -> None:
 
 
 def test_blocks_whose_schemas_differ_slightly_are_shuffled_together() -> None:
+    integers = pa.array(range(10), pa.int32())
     blocks = [
         pa.table({"x": pa.nulls(10), "y": ["a"] * 10}),
-        pa.table({"y": ["b"] * 10, "x": list(range(10))}),
-        pa.table({"x": list(range(10))}),
-        pa.table({"x": list(range(10)), "y": pa.array(["view"] * 10, pa.string_view())}),
+        pa.table({"y": ["b"] * 10, "x": integers}),
+        pa.table({"x": integers}),
+        pa.table({"x": integers, "y": pa.array(["view"] * 10, pa.string_view())}),
         pa.table({"x": [0.5] * 10, "y": pa.array(["large"] * 10, pa.large_string())}),
     ]
     tables = shuffle_all(ShuffleBuffer(8, 4, [0]), blocks)
@@ -365,7 +367,7 @@ def test_types_that_do_not_go_together_are_a_value_error_of_the_job() -> None:
     buffer = ShuffleBuffer(2, 1, [0])
     buffer.push(pa.table({"x": [1]}))
     buffer.push(pa.table({"x": ["a"]}))
-    with pytest.raises(ValueError, match=r"do not go together: .*\bx\b"):
+    with pytest.raises(ValueError, match=r"column 'x' has types that do not go together: "):
         buffer.job()()
 
 

@@ -14,8 +14,9 @@ import pyarrow as pa
 from aiodata.bundle import BlockMetadata, BlockRef, RefBundle
 from aiodata.errors import AiodataError
 from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Resources, Source
+from aiodata.plan.nodes import Resources
 from aiodata.plan.pieces import BlockPiece, Chunk, Piece
+from aiodata.plan.source import Skip, Source
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, Position, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
@@ -309,7 +310,7 @@ class IdsPiece:
 
 
 @dataclass(frozen=True, slots=True)
-class IdsSource:
+class IdsSource(Source):
     """A source of so many rows, `rows_per_piece` of them in a piece."""
 
     num_rows: int
@@ -323,17 +324,17 @@ class IdsSource:
     def with_filter(self, expression: Any) -> Source | None:
         return None
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+    def pieces(self, num_tasks: int, skip: Skip) -> Sequence[Piece]:
         ids = range(self.first, self.first + self.num_rows)
         return [IdsPiece(tuple(ids[at : at + self.rows_per_piece])) for at in range(0, len(ids), self.rows_per_piece)]
 
     def bundles(self) -> Iterable[RefBundle] | None:
         return None
 
-    def schema(self) -> pa.Schema | None:
+    def schema(self, skip: Skip) -> pa.Schema:
         return SCHEMA
 
-    def count_rows(self) -> int | None:
+    def count_rows(self, skip: Skip) -> int | None:
         return None
 
 

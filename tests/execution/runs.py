@@ -6,7 +6,6 @@ import asyncio
 import math
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
 
 import anyio
 import anyio.lowlevel
@@ -15,9 +14,10 @@ import pytest
 from aiodata.bundle import RefBundle
 from aiodata.execution.executor import StreamingExecutor
 from aiodata.options import ExecutionOptions
-from aiodata.plan.nodes import Apply, Limit, Plan, Read, Source, Union
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
+from aiodata.plan.source import Source
 from aiodata.plan.transforms import MapBatches, Transform
-from tests.execution.fakes import OPTIONS, FakeRuntime, ids_in, settle
+from tests.execution.fakes import OPTIONS, SCHEMA, FakeRuntime, ids_in, settle
 
 
 def alone(name: str = "alone") -> MapBatches:
@@ -27,7 +27,7 @@ def alone(name: str = "alone") -> MapBatches:
         return batch
 
     fn.__name__ = name
-    return replace(MapBatches(fn, None, "numpy"), fuses=False)
+    return MapBatches(fn, None, "numpy", schema=SCHEMA, fuses=False)
 
 
 def plan(source: Source, *steps: Transform | int) -> Plan:

@@ -17,8 +17,9 @@ from aiodata import ExecutionOptions, TaskError
 from aiodata.bundle import RefBundle
 from aiodata.concurrency.supervise import unwrap
 from aiodata.execution.executor import StreamingExecutor
-from aiodata.plan.nodes import Apply, Limit, Plan, Read, Source
+from aiodata.plan.nodes import Apply, Limit, Plan, Read
 from aiodata.plan.pieces import Piece
+from aiodata.plan.source import Skip, Source
 from aiodata.plan.transforms import FilterRows, MapBatches, Transform
 from aiodata.runtime.local import LocalRuntime
 from aiodata.sources.memory import RangeSource, TableSource
@@ -33,7 +34,7 @@ Batch = dict[str, Any]
 
 
 @dataclass(frozen=True, slots=True)
-class PiecesSource:
+class PiecesSource(Source):
     """A source of given pieces."""
 
     given: tuple[Piece, ...]
@@ -45,16 +46,16 @@ class PiecesSource:
     def with_filter(self, expression: Any) -> Source | None:
         return None
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+    def pieces(self, num_tasks: int, skip: Skip) -> Sequence[Piece]:
         return self.given
 
     def bundles(self) -> Iterable[RefBundle] | None:
         return None
 
-    def schema(self) -> pa.Schema | None:
-        return None
+    def schema(self, skip: Skip) -> pa.Schema:
+        return pa.schema([])
 
-    def count_rows(self) -> int | None:
+    def count_rows(self, skip: Skip) -> int | None:
         return None
 
 

@@ -219,3 +219,40 @@ def test_cleared_queue_has_nothing() -> None:
     jobs.add_bundle(bundle(0, 5))
     jobs.clear()
     assert (len(jobs), jobs.num_bundles, jobs.num_bundle_bytes, jobs.may_take()) == (0, 0, 0, False)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 20), min_size=1, max_size=30),
+    batch_rows=st.integers(1, 25),
+    max_blocks=st.integers(1, 5),
+    late=st.integers(0, 30),
+)
+def test_jobs_on_blocks_are_whole_batches_but_the_last(
+    sizes: list[int], batch_rows: int, max_blocks: int, late: int
+) -> None:
+    queue = JobQueue(OutputOrder(preserve=False, max_jobs_ahead=1), 100 * MIB, batch_rows)
+    rows: list[list[int]] = []
+
+    def take_all() -> None:
+        while queue.may_take():
+            job = queue.take(2, 1, max_blocks)
+            rows.append([row for ref, piece in zip(job.refs, job.pieces, strict=True) for row in rows_of(ref, piece)])
+
+    def rows_of(ref: FakeBlock, piece: object) -> list[int]:
+        assert isinstance(piece, BlockPiece)
+        return list(ref.ids[piece.start : piece.stop])
+
+    first = 0
+    for index, size in enumerate(sizes):
+        block = FakeBlock(tuple(range(first, first + size)), 8 * size)
+        queue.add_bundle(RefBundle.whole(block, block.metadata))
+        first += size
+        if index >= late:
+            take_all()
+            assert queue.is_short_of_rows == bool(queue.num_bundles)
+    queue.is_complete = True
+    take_all()
+    assert [row for job in rows for row in job] == list(range(first))
+    assert all(len(job) % batch_rows == 0 for job in rows[:-1])
+    assert (len(queue), queue.num_bundle_bytes) == (0, 0)

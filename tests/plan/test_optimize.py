@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import ANY
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from aiodata.bundle import BlockMetadata, RefBundle
-from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Source, Step, Union
+from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Step, Union
 from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, UnionStage, explain, optimize, push_down
 from aiodata.plan.pieces import Piece
+from aiodata.plan.source import Skip, Source
 from aiodata.plan.transforms import FilterRows, LimitRows, MapBatches, SelectColumns
 
 FILTER = FilterRows(pc.field("x") > 1)
@@ -36,7 +38,7 @@ GPU = Resources(num_cpus=2, num_gpus=0.5)
 
 
 @dataclass(frozen=True, slots=True)
-class FakeSource:
+class FakeSource(Source):
     """Takes in what it is told it can, and notes it."""
 
     selects: bool = True
@@ -54,16 +56,16 @@ class FakeSource:
     def with_filter(self, expression: Any) -> Source | None:
         return replace(self, pushed=(*self.pushed, str(expression))) if self.filters else None
 
-    def pieces(self, num_tasks: int) -> Sequence[Piece]:
+    def pieces(self, num_tasks: int, skip: Skip) -> Sequence[Piece]:
         return ()
 
     def bundles(self) -> Iterable[RefBundle] | None:
         return self.stored
 
-    def schema(self) -> pa.Schema | None:
-        return None
+    def schema(self, skip: Skip) -> pa.Schema:
+        return pa.schema([])
 
-    def count_rows(self) -> int | None:
+    def count_rows(self, skip: Skip) -> int | None:
         return None
 
 
@@ -92,6 +94,11 @@ def union(*plans: Plan) -> Plan:
 def pushed(source: Source) -> tuple[Any, ...]:
     assert isinstance(source, FakeSource)
     return source.pushed
+
+
+def branched(branches: Any) -> UnionStage:
+    """A union's stage, whatever was asked."""
+    return UnionStage(ANY, branches)
 
 
 def test_filter_and_select_after_the_source_become_part_of_reading_it() -> None:
@@ -209,7 +216,7 @@ def test_what_does_not_fuse_has_a_stage_of_its_own() -> None:
 def test_union_has_the_stages_of_its_branches() -> None:
     made = union(plan(READ, FILTER), plan(STORED, MAP))
     assert optimize(made) == (
-        UnionStage(((ReadStage(replace(READ, pushed=("(x > 1)",)), ()),), (InputStage(STORED), MapStage((MAP,))))),
+        branched(((ReadStage(replace(READ, pushed=("(x > 1)",)), ()),), (InputStage(STORED), MapStage((MAP,))))),
     )
 
 
@@ -217,20 +224,20 @@ def test_steps_after_a_union_are_stages_after_it() -> None:
     branches = ((ReadStage(OPAQUE, ()),), (ReadStage(READ, ()),))
     made = union(plan(OPAQUE), plan(READ)).then(Apply(FILTER)).then(Limit(5)).then(Limit(2))
     assert optimize(made) == (
-        UnionStage(branches),
+        branched(branches),
         MapStage((FILTER, LimitRows(5))),
         LimitStage(5),
         LimitStage(2),
     )
-    assert optimize(union(plan(OPAQUE), plan(READ)).then(Limit(5))) == (UnionStage(branches), LimitStage(5))
+    assert optimize(union(plan(OPAQUE), plan(READ)).then(Limit(5))) == (branched(branches), LimitStage(5))
 
 
 def test_unions_nest() -> None:
     inner = union(plan(OPAQUE), plan(STORED))
     assert optimize(union(inner.then(Limit(1)), plan(STORED))) == (
-        UnionStage(
+        branched(
             (
-                (UnionStage(((ReadStage(OPAQUE, ()),), (InputStage(STORED),))), LimitStage(1)),
+                (branched(((ReadStage(OPAQUE, ()),), (InputStage(STORED),))), LimitStage(1)),
                 (InputStage(STORED),),
             )
         ),

@@ -216,16 +216,18 @@ def test_rows_that_can_not_be_made_batches_are_skipped() -> None:
     assert (error.source, error.rows) == ("table 1", (0, 5))
 
 
-def test_results_that_do_not_go_together_are_skipped() -> None:
+def test_a_result_that_does_not_go_with_the_first_is_skipped() -> None:
     kinds = itertools.cycle([1, "one"])
 
     def change(batch: Batch) -> Batch:
         return {"x": [next(kinds)]}
 
     outputs, end = run(Work((counted(2),), UNLIMITED, max_errors=1), [MapBatches(change, 1, "numpy")])
-    assert sum(table.num_rows for table, _ in outputs) == 0
+    assert [table.to_pydict() for table, _ in outputs] == [{"x": [1]}]
     [error] = end.errors
-    assert "do not go together" in str(error)
+    assert isinstance(error, TaskError)
+    assert error.rows == (1, 2)
+    assert all(part in str(error) for part in ("'x'", "string", "int64", "schema="))
 
 
 def test_same_work_skips_the_same_errors() -> None:

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from aiodata import SourceError, TaskError
 from aiodata.plan.pieces import BlockPiece, Chunk, Origin, Piece, TablePiece
+from aiodata.plan.source import raise_it
 from aiodata.plan.transforms import Control, FilterRows, LimitRows, MapBatches, SelectColumns, Stopped, Transform
 from aiodata.plan.work import Cuts, Work, run_work
 from aiodata.sources.memory import RangePiece, RangeSource
@@ -248,7 +249,7 @@ def test_missing_column_is_named_with_its_operator() -> None:
 
 def test_result_that_is_no_block_is_named_with_what_works() -> None:
     piece = TablePiece(ids(0, 3), Origin("t", (0, 3)))
-    with pytest.raises(TaskError, match=r"failed on t, rows 0-2: TypeError: can not make a block of NoneType"):
+    with pytest.raises(TaskError, match=r"failed on t, rows 0-2: TypeError: cannot make a block of NoneType"):
         outputs_of(Work((piece,), UNLIMITED), [MapBatches(lambda batch: None, None, "numpy")])
 
 
@@ -295,7 +296,7 @@ def test_block_piece_reads_its_range_of_its_block() -> None:
 
 
 def parts_of_range(count: int, num_blocks: int) -> tuple[RangePiece, ...]:
-    return tuple(RangeSource(count, num_blocks).pieces(1))
+    return tuple(RangeSource(count, num_blocks).pieces(1, raise_it))
 
 
 @settings(max_examples=60, deadline=None)

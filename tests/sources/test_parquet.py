@@ -174,7 +174,7 @@ async def test_unreadable_file_is_named(tmp_path: Path) -> None:
 async def test_missing_column_is_named_with_the_file_and_its_columns(parquet_dir: Path, ask: Ask, how: str) -> None:
     columns = ["id", "nope"]
     ds = read(parquet_dir, columns=columns) if how == "argument" else read(parquet_dir).select_columns(columns)
-    with pytest.raises(aiodata.SourceError, match=r"'nope'; its columns are .*'id', 'x', 's'"):
+    with pytest.raises(aiodata.SourceError, match=r"no column 'nope'; the columns are .*'id', 'x', 's'"):
         await ask(ds)
 
 
@@ -247,8 +247,9 @@ async def test_nested_directories_are_read_in_the_order_of_their_paths(tmp_path:
     make_file(tmp_path / "c.parquet", range(6, 7))
     assert await collect(read(tmp_path)) == list(range(7))
     assert await collect(read(tmp_path / "**")) == list(range(7))
-    assert await collect(read(tmp_path / "*")) == [6]
-    assert await collect(read(tmp_path / "*" / "*")) == [2, 3, 4, 5]
+    assert await collect(read(tmp_path / "*")) == list(range(7))
+    assert await collect(read(tmp_path / "*" / "*")) == list(range(6))
+    assert await collect(read(tmp_path / "?.parquet")) == [6]
     assert await collect(read(tmp_path / "a" / "**" / "*.parquet")) == [0, 1, 2, 3]
 
 

@@ -76,7 +76,7 @@ async def test_narrower_selection_reads_less(parquet_dir: Path) -> None:
             return batches.stats().operators[0].bytes
 
     ds = read(parquet_dir)
-    assert await bytes_read(ds.select_columns("id")) == 8 * len(ALL) < await bytes_read(ds)
+    assert 8 * len(ALL) <= await bytes_read(ds.select_columns("id")) < 9 * len(ALL) < await bytes_read(ds)
 
 
 async def test_large_row_group_is_read_in_parts(runtime: str, tmp_path: Path) -> None:
@@ -127,7 +127,7 @@ COMPATIBLE: dict[str, tuple[dict[str, Any], list[dict[str, Any]]]] = {
     "column_missing": ({"id": [3]}, [{"id": 3, "s": None}]),
     "null_column": ({"id": [3], "s": pa.nulls(1)}, [{"id": 3, "s": None}]),
     "narrower_integer": ({"id": pa.array([3], pa.int32()), "s": ["c"]}, [{"id": 3, "s": "c"}]),
-    "float": ({"id": [3.5], "s": ["c"]}, [{"id": 3.5, "s": "c"}]),
+    "wider_integer": ({"id": pa.array([3], pa.uint32()), "s": ["c"]}, [{"id": 3, "s": "c"}]),
     "large_string": ({"id": [3], "s": pa.array(["c"], pa.large_string())}, [{"id": 3, "s": "c"}]),
 }
 
@@ -144,11 +144,15 @@ async def test_files_of_compatible_schemas_share_a_batch(
     assert table.to_pylist() == [{"id": 1, "s": "a"}, {"id": 2, "s": "b"}, *rows]
 
 
-async def test_files_of_schemas_that_do_not_go_together_are_an_error(tmp_path: Path) -> None:
+@pytest.mark.parametrize("ids", [pa.array([[1.5]]), pa.array([1.5]), pa.array(["1"])], ids=lambda ids: str(ids.type))
+async def test_files_of_schemas_that_do_not_go_together_are_an_error(tmp_path: Path, ids: pa.Array) -> None:
     pq.write_table(pa.table(ONE), tmp_path / "a.parquet")
-    pq.write_table(pa.table({"id": [[1.5]], "s": ["c"]}), tmp_path / "b.parquet")
-    with pytest.raises(aiodata.AiodataError, match="id"):
+    pq.write_table(pa.table({"id": ids, "s": ["c"]}), tmp_path / "b.parquet")
+    with pytest.raises(
+        aiodata.SourceError, match=r"(?s)'id'.*int64 in .*a\.parquet.* in .*b\.parquet.*schema="
+    ) as caught:
         await collect(read(tmp_path))
+    assert str(ids.type) in str(caught.value)
 
 
 def dict_of(batch: dict[str, Any]) -> dict[str, Any]:

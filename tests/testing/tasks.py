@@ -12,6 +12,7 @@ import anyio
 from aiodata.bundle import BlockRef
 from aiodata.plan.nodes import Resources
 from aiodata.plan.pieces import BlockPiece
+from aiodata.plan.source import raise_it
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import Cuts, OutputMetadata, Position, TaskEnd, Work
 from aiodata.runtime.base import Pair, Task
@@ -49,7 +50,7 @@ def reading(
     start: Position = Position(),
     max_errors: int = 0,
 ) -> Work:
-    return Work(tuple(source.pieces(1)), cuts(task_bytes=task_bytes), start, max_errors)
+    return Work(tuple(source.pieces(1, raise_it)), cuts(task_bytes=task_bytes), start, max_errors)
 
 
 def mapping(*blocks: SimulatedBlock, task_calls: int = 1 << 40, start: Position = Position()) -> Work:

@@ -10,6 +10,7 @@ import pytest
 
 from aiodata.errors import ClosedError, OptionError
 from aiodata.plan.nodes import Resources
+from aiodata.plan.source import raise_it
 from aiodata.plan.transforms import LimitRows, SelectColumns
 from aiodata.plan.work import Position, TaskEnd
 from aiodata.testing import SimulatedMap, SimulatedRuntime, SimulatedSource
@@ -288,7 +289,7 @@ def test_what_is_no_model_can_not_be_simulated() -> None:
 
 def test_models_run_nowhere_else() -> None:
     with pytest.raises(OptionError, match="run it on a SimulatedRuntime"):
-        SOURCE.pieces(1)[0].read(0, 0, 1)
+        SOURCE.pieces(1, raise_it)[0].read(0, 0, 1)
 
 
 def test_a_runtime_that_is_not_open_says_so() -> None:

@@ -13,7 +13,9 @@ from aiodata.bundle import BlockRef
 from aiodata.errors import TaskError
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady
+from aiodata.runtime.ray.compat import when_settled
 from aiodata.runtime.ray.session import Session
+from aiodata.runtime.ray.starts import Start
 from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
 from aiodata.runtime.ray.worker import report_size, unpack_error
 
@@ -25,15 +27,19 @@ class RayActor:
         name: What errors call it.
         handle: Ray's handle of the actor; see `worker.StageActor`.
         session: The run's connection to Ray.
+        start: Where its start is noted.
     """
 
-    def __init__(self, name: str, handle: Any, session: Session) -> None:
-        """Have the actor build its state."""
+    def __init__(self, name: str, handle: Any, session: Session, start: Start) -> None:
+        """Have the actor build its state, which may take long, and say before that it is there."""
+        self._start = start
         self._name = name
         self._handle = handle
         self._session = session
         # Those that Ray is not done with.
         self._tasks: set[RayTask] = set()
+        self._is_there = self._probe()
+        when_settled(self._is_there, lambda: session.call_soon(start.note_started))
         self._prepared = self._prepare()
         self._is_stopped = False
         self._is_killed = False
@@ -67,6 +73,7 @@ class RayActor:
         if self._is_stopped:
             return
         self._is_stopped = True
+        self._start.note_ended()
         for task in self._tasks:
             task.cancel()
         self._kill()
@@ -76,7 +83,7 @@ class RayActor:
         with suppress(ActorDiedError):
             while not self._session.is_down:
                 with suppress(ActorUnavailableError):
-                    await self._handle.probe.options(max_task_retries=0).remote()
+                    await self._probe()
 
     def _note_complete(self, task: RayTask) -> None:
         self._tasks.discard(task)
@@ -88,6 +95,9 @@ class RayActor:
             return
         self._is_killed = True
         ray.kill(self._handle, no_restart=True)
+
+    def _probe(self) -> Any:
+        return self._handle.probe.options(max_task_retries=0).remote()
 
     def _prepare(self) -> Any:
         """Call the actor to build its state; Ray is not to announce that it tries that again after `stop`."""

@@ -14,14 +14,14 @@ from functools import partial
 from typing import Any
 
 import anyio
-import anyio.to_thread
 import ray
 from ray import cloudpickle
 from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
-from aiodata.concurrency import Supervisor, without_frames
-from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError
+from aiodata.concurrency import Supervisor, ask_in_thread, without_frames
+from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError, is_failure
 from aiodata.plan.transforms import describe
+from aiodata.runtime.forked import check_not_forked, is_forked
 from aiodata.runtime.hosting import Service
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.session import Session
@@ -67,7 +67,9 @@ class Host:
         # Ray does not say why a constructor failed in a way that a program can read: the calls do.
         try:
             self._service = cloudpickle.loads(packed)(new_token)
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - each call raises it.
+        except BaseException as error:
+            if not isinstance(error, SystemExit) and not is_failure(error):
+                raise
             self._end = PackedError(pack_exception(_not_made(label, error)))
         else:
             self._serving.start()
@@ -82,7 +84,9 @@ class Host:
                 result = getattr(self._service, method)(*args)
                 # A reference could be awaited, too, but is a result.
                 return await result if inspect.iscoroutine(result) else result
-            except Exception as error:  # noqa: BLE001 - it is raised where the call came from.
+            except BaseException as error:
+                if not is_failure(error):
+                    raise
                 return PackedError(pack_exception(error))
             finally:
                 self._calls.discard(scope)
@@ -155,6 +159,7 @@ class RayService:
 
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the service."""
+        check_not_forked()
         with Session().watched():
             outcome = await self._outcome(method, args)
         if isinstance(outcome, PackedError):
@@ -163,11 +168,12 @@ class RayService:
 
     def tell(self, method: str, *args: Any) -> None:
         """Have a method called."""
-        if ray.is_initialized():
+        if ray.is_initialized() and not is_forked():
             self._submit(method, args)
 
     async def aclose(self) -> None:
         """End the service."""
+        check_not_forked()
         with anyio.move_on_after(2 * _CLOSE_TIMEOUT_S, shield=True), suppress(RayError):
             if ray.is_initialized():
                 await self.handle.aclose.remote(_CLOSE_TIMEOUT_S)
@@ -240,7 +246,7 @@ async def find_service(name: str, *, namespace: str | None) -> RayService:
     await ensure_ray()
     namespace = namespace or NAMESPACE
     try:
-        handle = await anyio.to_thread.run_sync(partial(ray.get_actor, name, namespace))
+        handle = await ask_in_thread(partial(ray.get_actor, name, namespace))
     except ValueError as error:
         raise CoordinatorLostError(
             f"there is none of the name {name!r} in namespace {namespace!r} on this cluster: it was not made yet, was "

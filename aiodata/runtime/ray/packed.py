@@ -47,9 +47,18 @@ class ReportPacker:
         block = metadata.block
         if self._schema is None or not block.schema.equals(self._schema, check_metadata=True):
             self._schema, self._packed_schema = block.schema, cloudpickle.dumps(block.schema)
+        learned = tuple(None if one is None else cloudpickle.dumps(one) for one in metadata.learned)
         self._blocks.append(table)
         self._said.append(
-            (block.num_rows, block.num_bytes, self._packed_schema, block.source, metadata.calls, metadata.task_s)
+            (
+                block.num_rows,
+                block.num_bytes,
+                self._packed_schema,
+                block.source,
+                metadata.calls,
+                metadata.task_s,
+                learned,
+            )
         )
 
     def report(self, end: Any = None) -> Report:
@@ -66,8 +75,13 @@ def unpack_report(packed: bytes) -> tuple[tuple[OutputMetadata, ...], Any]:
     """Return what a report says of its blocks, and the task's end or None; schemas that are the same are one object."""
     said, end = pickle.loads(packed)
     outputs = tuple(
-        OutputMetadata(BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source), calls, task_s)
-        for num_rows, num_bytes, packed_schema, source, calls, task_s in said
+        OutputMetadata(
+            BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source),
+            calls,
+            task_s,
+            tuple(None if one is None else _unpack_schema(one) for one in learned),
+        )
+        for num_rows, num_bytes, packed_schema, source, calls, task_s, learned in said
     )
     return outputs, end
 

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
-import anyio
-import anyio.to_thread
 import pyarrow as pa
 import ray
 from ray import cloudpickle
 from ray.exceptions import RayError
 
 from aiodata.bundle import BlockRef, InlineBlock
+from aiodata.concurrency import ask_in_thread, call_in_thread
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Resources
@@ -26,6 +27,7 @@ from aiodata.runtime.ray.actors import RayActor
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
+from aiodata.runtime.ray.starts import Starts
 from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
 from aiodata.runtime.ray.worker import StageActor, report_size, run_packed_work
 
@@ -58,29 +60,31 @@ class RayRuntime:
         self._options = options
         self._session = session
         self._stages: list[RayStage] = []
+        self._starts = Starts(lambda: session.is_down)
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
         """Pickle the chain once; store it once if it is large."""
         try:
-            packed: Any = await anyio.to_thread.run_sync(cloudpickle.dumps, tuple(chain))
+            packed: Any = await ask_in_thread(partial(cloudpickle.dumps, tuple(chain)))
         except Exception as error:
             raise OptionError(
                 f"{name} can not be sent to a worker: {error}. Use a function that pickles, or runtime='local'."
             ) from error
         if len(packed) > _INLINE_CHAIN_BYTES:
             packed = await self.put(packed)
-        stage = RayStage(name, packed, resources, self._session, self._options)
+        stage = RayStage(name, packed, resources, self._session, self._options, self._starts)
         self._stages.append(stage)
         return stage
 
     def close(self) -> None:
         """Let go of the chains that were stored: what is left of a run may wait for the cyclic garbage collection."""
+        self._starts.stop()
         while self._stages:
             self._stages.pop().close()
 
     async def put(self, block: pa.Table) -> BlockRef:
         """Copy the block into the object store, in a worker thread."""
-        ref = await anyio.to_thread.run_sync(ray.put, block)
+        ref = await call_in_thread(partial(ray.put, block), grace_s=math.inf)
         self._session.note_from_put(ref)
         return ref
 
@@ -130,7 +134,7 @@ async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
     await ensure_ray()
     session = Session()
     with session.watched():
-        resources = await anyio.to_thread.run_sync(ray.cluster_resources)
+        resources = await ask_in_thread(ray.cluster_resources)
         cluster_cpus = int(resources.get("CPU", 1))
         num_cpus = min(options.num_cpus or cluster_cpus, cluster_cpus) or 1
         runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session)
@@ -149,10 +153,17 @@ class RayStage:
         resources: What each task or actor takes.
         session: The run's connection to Ray.
         options: The run's options.
+        starts: Where it is noted which tasks have started.
     """
 
     def __init__(
-        self, name: str, chain: Any, resources: Resources, session: Session, options: ExecutionOptions
+        self,
+        name: str,
+        chain: Any,
+        resources: Resources,
+        session: Session,
+        options: ExecutionOptions,
+        starts: Starts,
     ) -> None:
         """Bind what all tasks and actors of the stage share."""
         retries = options.task_max_retries
@@ -166,6 +177,7 @@ class RayStage:
         self._name = name
         self._chain = chain
         self._session = session
+        self._starts = starts.stage(resources)
 
     def close(self) -> None:
         """Let go of the chain; nothing can be submitted any more."""
@@ -174,10 +186,13 @@ class RayStage:
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> RayTask:
         """Start a streaming Ray task."""
         in_groups = work.cuts.in_groups
-        generator = self._functions[in_groups].remote(self._chain, work, *refs)
+        start = self._starts.submit()
+        generator = self._functions[in_groups].remote(self._chain, work, start.announces, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
-        return RayTask(self._name, generator, report_size(in_groups=in_groups), self._session, on_ready, held_bytes)
+        size = report_size(in_groups=in_groups)
+        return RayTask(self._name, generator, size, self._session, on_ready, held_bytes, start)
 
     def start_actor(self) -> RayActor:
         """Start a Ray actor, which Ray starts again with its calls if it dies."""
-        return RayActor(self._name, self._actor_class.remote(self._chain), self._session)
+        handle = self._actor_class.remote(self._chain)
+        return RayActor(self._name, handle, self._session, self._starts.submit(is_actor=True))

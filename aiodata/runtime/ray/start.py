@@ -14,6 +14,7 @@ from anyio.from_thread import start_blocking_portal
 
 from aiodata.errors import RuntimeUnavailableError
 from aiodata.options import read_environment
+from aiodata.runtime.forked import check_not_forked
 from aiodata.runtime.ray.compat import init_ray
 
 _CONNECT_TIMEOUT_S = 3.0
@@ -26,8 +27,9 @@ async def ensure_ray() -> None:
     """Make sure that Ray is initialised in this process: join `RAY_ADDRESS`, or start a local cluster.
 
     Raises:
-        RuntimeUnavailableError: Neither worked.
+        RuntimeUnavailableError: Neither worked, or this process was forked from one that has Ray.
     """
+    check_not_forked()
     if ray.is_initialized():
         return
     address = read_environment().ray_address
@@ -56,6 +58,7 @@ async def ensure_ray() -> None:
 
 def ensure_ray_blocking() -> None:
     """Do the same where nothing can be awaited; blocks, also a running event loop, for seconds if Ray is not there."""
+    check_not_forked()
     if not ray.is_initialized():
         with start_blocking_portal() as portal:
             portal.call(ensure_ray)

@@ -16,6 +16,7 @@ from aiodata.runtime.ray.compat import report_stream, when_settled
 from aiodata.runtime.ray.held import HeldOutputs
 from aiodata.runtime.ray.outcomes import RayMetadata, failed_end, is_end
 from aiodata.runtime.ray.session import Session
+from aiodata.runtime.ray.starts import Start
 
 
 class RayTask:
@@ -28,6 +29,8 @@ class RayTask:
         session: The run's connection to Ray.
         on_ready: See `Stage.submit`.
         max_held_bytes: How much of its output is kept until it is complete; see `HeldOutputs`.
+        start: Where its start and its end are noted, if they are; a task that announces itself does so in its first
+            report.
 
     Attributes:
         is_cancelled: Whether Ray was asked to stop it.
@@ -41,6 +44,7 @@ class RayTask:
         session: Session,
         on_ready: OnReady,
         max_held_bytes: int,
+        start: Start | None = None,
     ) -> None:
         """Start to listen for the first report."""
         self._name = name
@@ -50,6 +54,8 @@ class RayTask:
         self._reports = report_stream(generator, report_size)
         self._latest: ray.ObjectRef | None = None
         self._has_ended = False
+        self._start = start
+        self._is_announced = start is not None and start.announces
         self._is_listening = False
         self.is_cancelled = False
         self._held = HeldOutputs(max_held_bytes) if max_held_bytes else None
@@ -73,6 +79,7 @@ class RayTask:
         if self._may_be_cancelled():
             ray.cancel(self._generator)
             self.is_cancelled = True
+            self._note_ended()
             self._keep_stream()
             if self._held is not None:
                 self._held.let_go()
@@ -105,6 +112,7 @@ class RayTask:
                 refs = self._reports.take()
             except (RayError, EOFError) as error:
                 self._has_ended = True
+                self._note_ended()
                 without_frames(error)
                 # It failed without a goodbye, if it did not do so after it.
                 if self._latest is None or not is_end(self._latest):
@@ -113,12 +121,21 @@ class RayTask:
             if refs is None:
                 break
             *blocks, self._latest = refs
+            if self._start is not None:
+                self._start.note_started()
+            if self._is_announced:
+                self._is_announced = False
+                continue
             for index, block in enumerate(blocks):
                 if self._held is not None:
                     self._held.add(block)
                     self._session.note_from_put(block)
                 pairs.append(Pair(block, RayMetadata(self._latest, index, self._name)))
         return pairs
+
+    def _note_ended(self) -> None:
+        if self._start is not None:
+            self._start.note_ended()
 
     def _may_be_cancelled(self) -> bool:
         """Read up to the goodbye, which is in the last report: whoever has said it must not be cancelled any more."""

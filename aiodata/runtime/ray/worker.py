@@ -13,7 +13,7 @@ import pyarrow as pa
 import ray
 from ray import cloudpickle
 
-from aiodata.errors import AiodataError
+from aiodata.errors import AiodataError, is_failure
 from aiodata.plan.transforms import Control, Stopped, Transform, build, describe
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work, run_work
 from aiodata.runtime.failures import as_failure
@@ -75,8 +75,17 @@ def _report_blocks(in_groups: bool) -> int:
     return _GROUP_BLOCKS if in_groups else 1
 
 
-def run_packed_work(chain: bytes, work: Work, *blocks: pa.Table) -> Iterator[Report]:
-    """Run work in a Ray worker; the last report says goodbye, with the error if there was one."""
+def run_packed_work(chain: bytes, work: Work, announces: bool, *blocks: pa.Table) -> Iterator[Report]:
+    """Run work in a Ray worker; the last report says goodbye, with the error if there was one.
+
+    Args:
+        chain: The transforms, pickled.
+        work: What to do.
+        announces: Whether the first report has no blocks, and says that the task has started.
+        *blocks: The blocks that the work's pieces stand for.
+    """
+    if announces:
+        yield ReportPacker(_report_blocks(work.cuts.in_groups)).report()
     yield from _run(lambda: cloudpickle.loads(chain), work, blocks, Control())
 
 
@@ -96,7 +105,9 @@ class StageActor:
         """Build the state; return the packed error if that fails."""
         try:
             self._state()
-        except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the actor was started.
+        except BaseException as error:
+            if not isinstance(error, SystemExit) and not is_failure(error):
+                raise
             return pack_error(error)
         return None
 
@@ -135,7 +146,9 @@ def _run(
         end = yield from _packing(run_work(work, chain(), blocks, control), packer)
     except Stopped:
         end = TaskEnd()
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - it is raised where the task's outputs are read.
+    except BaseException as error:
+        if not isinstance(error, SystemExit) and not is_failure(error):
+            raise
         end = TaskEnd(None, as_failure(error))
     yield packer.report(PackedEnd.pack(end))
     time.sleep(_LINGER_S)
