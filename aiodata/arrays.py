@@ -225,12 +225,13 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or (hasattr(type(value), "__array__") and not isinstance(value, np.generic))
 
 
+def _is_masked(array: np.ndarray[Any, Any]) -> bool:
+    return isinstance(array, np.ma.MaskedArray) and bool(np.ma.getmaskarray(array).any())
+
+
 def _from_arrays(name: str, rows: list[Any], hint: pa.DataType | None) -> pa.Array:
     """Make tensors, or lists, of arrays and None."""
-    masked = [row if isinstance(row, np.ma.MaskedArray) else None for row in rows]
     arrays = [None if row is None else row if isinstance(row, np.ndarray) else _to_numpy(name, row) for row in rows]
-    if any(row is not None and np.ma.getmaskarray(row).any() for row in masked):
-        raise ValueError(f"column {name!r}: arrays in a list cannot be masked; give one masked array")
     shapes = {array.shape for array in arrays if array is not None}
     dimensions = {len(shape) for shape in shapes}
     if dimensions == {0}:
@@ -256,7 +257,10 @@ def _stack(
     present = [_with_arrow_dtype(name, one) for one in arrays if one is not None]
     nulls = np.array([one is None for one in arrays])
     if len({one.dtype for one in present}) == 1 and not nulls.any():
-        return _to_tensors(name, np.stack(present), hint)
+        if not any(map(_is_masked, present)):
+            return _to_tensors(name, np.stack(present), hint)
+        stacked = np.ma.stack(present)
+        return _to_tensors(name, stacked.data, hint, mask=np.ma.getmaskarray(stacked))
     flat = _join(name, [one.reshape(-1) for one in present])
     size = int(np.prod(shape))
     if nulls.any() and size:
@@ -286,7 +290,7 @@ def _wrap_lists(lengths: list[int], flat: pa.Array) -> pa.Array:
 def _join(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType | None = None) -> pa.Array:
     """Put arrays of one dimension end to end as one of the type that holds the values of all exactly."""
     dtypes = {array.dtype for array in arrays}
-    if len(dtypes) == 1 and arrays[0].dtype.kind in "biufmM":
+    if len(dtypes) == 1 and arrays[0].dtype.kind in "biufmM" and not any(map(_is_masked, arrays)):
         joined = _with_arrow_dtype(name, np.concatenate(arrays))
         return _as_moments(_infer(name, joined), hint)
     if all(array.dtype.kind in "OUST" for array in arrays):

@@ -158,7 +158,7 @@ def test_values_changed_in_place_are_not_taken_for_untouched() -> None:
 
     def replace(batch: Any) -> Any:
         batch["s"][0]["a"] = 7
-        batch["l"][1] = np.array([{"b": 7}], dtype=object)
+        batch["l"][1][0]["b"] = 7
         return batch
 
     block = returned(table, replace)
