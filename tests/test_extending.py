@@ -167,7 +167,7 @@ async def test_a_verb_that_keeps_the_number_of_rows_is_not_run_to_count(verb_pag
 async def test_a_verb_with_state_builds_it_in_its_actor_and_lets_go_of_it(verb_page: Program) -> None:
     add_row_hash = verb_page.names["AddRowHash"]
     closed = []
-    stateful = type(
+    stateful: Any = type(
         "Stateful",
         (add_row_hash,),
         {
