@@ -100,6 +100,17 @@ class ParquetPiece:
         found = (file.path, file.filesystem, file.size, file.modified_ns, file.partition)
         return _piece, (*found, self.scan, self.weight, self.first, self.stop)
 
+    @property
+    def num_rows(self) -> int | None:
+        """The rows of its row groups, if its footer is known and there is no filter."""
+        if self.footer is None or self.scan.filter is not None:
+            return None
+        metadata = self.footer.metadata
+        if self.stop is None and not self.first:
+            return int(metadata.num_rows)
+        stop = metadata.num_row_groups if self.stop is None else self.stop
+        return sum(int(metadata.row_group(group).num_rows) for group in range(self.first, stop))
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it stands for no block."""
         return self
