@@ -73,8 +73,8 @@ class Dataset(IterationVerbs):
                 function; or a class whose instances are called like one of these, and are built once per actor. It is
                 given a batch, and returns (or yields) a dict of arrays, a pyarrow.Table, or a pandas or polars
                 DataFrame, of any number of rows.
-            batch_size: Rows per call; the last call of a task that also reads or filters may get fewer, else only that
-                of all. None: as the rows come, by row group or block.
+            batch_size: Rows per call; the last one may get fewer, and where the same task reads large files or filters
+                before it, the last one of each task. None: as the rows come, by row group or block.
             batch_format: The format that `fn` is given: `"numpy"` (a dict of arrays, read-only), `"pyarrow"`,
                 `"pandas"` or `"polars"`.
             concurrency: For a class: the number of actors, or `(least, most)`, between which it follows the load;

@@ -111,6 +111,20 @@ async def test_tasks_divide_a_file_of_the_new_source(source_page: Program, workp
     assert await ds.filter(pc.field("age") >= 40).count() == 10
 
 
+async def test_functions_get_full_batches_of_the_new_source(source_page: Program, workplace: Path) -> None:
+    for name in ("a.txt", "b.txt"):
+        (workplace / name).write_text(LINES)
+    ds = source_page.names["read_fixed_width"](workplace, COLUMNS, (5, 2)).with_options(num_cpus=4)
+    calls: list[int] = []
+
+    def note(batch: dict[str, Any]) -> dict[str, Any]:
+        calls.append(len(batch["name"]))
+        return batch
+
+    assert len(await ds.map_batches(note, batch_size=7).take(200)) == 100
+    assert sorted(calls) == [2, *[7] * 14]
+
+
 async def test_files_of_the_new_source_that_cannot_be_read_are_errors_or_skipped(
     source_page: Program, workplace: Path
 ) -> None:
