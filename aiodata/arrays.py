@@ -311,7 +311,9 @@ def _join(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType |
     dtypes = {array.dtype for array in arrays}
     if len(dtypes) == 1 and arrays[0].dtype.kind in "biufmM":
         if any(map(np.ma.is_masked, arrays)):
-            return _from_masked(name, np.ma.concatenate(arrays), hint)
+            data = np.concatenate([np.ma.getdata(array) for array in arrays])
+            mask = np.concatenate([np.ma.getmaskarray(array) for array in arrays])
+            return _from_masked(name, np.ma.MaskedArray(data, mask), hint)
         joined = _with_arrow_dtype(name, np.concatenate(arrays))
         return _as_moments(_infer(name, joined), hint)
     if all(array.dtype.kind in "OUST" for array in arrays):

@@ -111,7 +111,7 @@ SQUARES = np.ma.array([[1, 2], [3, 4]], mask=[[False, True], [False, False]])
         ([BYTES[0], BYTES[1]], pa.int8(), [1, None]),
         ([np.ma.array(["a", "b"], mask=[False, True])], pa.list_(pa.string()), [["a", None]]),
         ([SQUARES, np.ones((2, 2), int)], pa.fixed_shape_tensor(pa.int64(), [2, 2]), [[1, None, 3, 4], [1] * 4]),
-        ([np.ma.masked_all((2, 2), int)], pa.fixed_shape_tensor(pa.int64(), [2, 2]), [None]),
+        ([np.ma.array(np.ones((2, 2), int), mask=True)], pa.fixed_shape_tensor(pa.int64(), [2, 2]), [None]),
     ],
     ids=["list", "objects", "nested", "struct", "list of structs", "scalars", "texts", "tensors", "masked tensor"],
 )
