@@ -73,8 +73,8 @@ class Dataset(IterationVerbs):
                 function; or a class whose instances are called like one of these, and are built once per actor. It is
                 given a batch, and returns (or yields) a dict of arrays, a pyarrow.Table, or a pandas or polars
                 DataFrame, of any number of rows.
-            batch_size: Rows per call; the last call of a task, and of a file's row group, may get fewer. None: as the
-                rows come, by row group or block.
+            batch_size: Rows per call; the last one may get fewer, and where the same task reads large files or filters
+                before it, the last one of each task. None: as the rows come, by row group or block.
             batch_format: The format that `fn` is given: `"numpy"` (a dict of arrays, read-only), `"pyarrow"`,
                 `"pandas"` or `"polars"`.
             concurrency: For a class: the number of actors, or `(least, most)`, between which it follows the load;
@@ -295,10 +295,10 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.range(3).take(1))
             [{'id': 0}]
         """
-        return python_rows(await self._head(n, "take"), "take")
+        return python_rows(await self._head(n), "take")
 
     async def take_batch(self, n: int = 20, *, batch_format: str = "numpy") -> Any:
-        """Return up to `n` rows as one batch, the first ones in source order.
+        """Return up to `n` rows as one batch, the first ones in source order; it looks as in an iteration.
 
         Raises:
             TaskError: The user's function failed, a read did, or the format has no such values.
@@ -308,12 +308,15 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.range(3).take_batch(2))
             {'id': array([0, 1])}
         """
-        fmt = get_format(batch_format)
-        head = await self._head(n, "take_batch")
-        with blame("take_batch", Origin("the first rows", None)):
-            table = head.combine_chunks()
-            segments = table.to_batches() or [pa.RecordBatch.from_pylist([], schema=table.schema)]
-            return fmt.join([fmt.convert(segment) for segment in segments])
+        n = at_least("n", n, 0)
+        fmt = get_format(batch_format, writable=True)
+        ordered = self.limit(n).with_options(preserve_order=True)
+        async with ordered.aiter_batches(batch_size=max(1, n), batch_format=batch_format) as batches:
+            async for batch in batches:
+                return batch
+        schema = await find_schema(self._plan, self._options)
+        with blame("take_batch", Origin("no rows", None)):
+            return fmt.convert(pa.RecordBatch.from_pylist([], schema=schema))
 
     def explain(self) -> str:
         """Show how the dataset is carried out: its stages, and what was pushed down and fused.
@@ -330,14 +333,14 @@ class Dataset(IterationVerbs):
         """Show the stages."""
         return f"<Dataset {' | '.join(line.split('    ')[0].rstrip() for line in self.explain().splitlines())}>"
 
-    async def _head(self, n: int, operator: str) -> pa.Table:
+    async def _head(self, n: int) -> pa.Table:
         n = at_least("n", n, 0)
         ordered = self.limit(n).with_options(preserve_order=True)
         async with ordered.aiter_batches(batch_size=None, batch_format="pyarrow") as batches:
             blocks = [block async for block in batches]
         if not blocks:
             return (await self.schema()).empty_table()
-        with blame(operator, Origin("the first blocks", None)):
+        with blame("take", Origin("the first blocks", None)):
             return concat_blocks(blocks)
 
     def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:

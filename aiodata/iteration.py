@@ -126,8 +126,8 @@ class IterationVerbs(ABC):
             drop_last: As in `aiter_batches`.
             local_shuffle_buffer_size: As in `aiter_batches`.
             local_shuffle_seed: As in `aiter_batches`.
-            collate_fn: What makes tensors of a batch in the `"numpy"` format; its arrays are read-only: copy them, as
-                `torch.tensor` does. Every tensor in the dicts, lists and tuples it returns is pinned and moved.
+            collate_fn: What makes tensors of a batch in the `"numpy"` format; it may keep its arrays and write to them.
+                Every tensor in the dicts, lists and tuples it returns is pinned and moved.
             collate_workers: As in `aiter_batches`.
             prefetch_to_device: Batches on the device beside the one in use, at most.
 

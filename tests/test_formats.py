@@ -21,7 +21,7 @@ from aiodata.block import as_block
 from aiodata.formats import get_format
 from aiodata.formats.columns import column_to_numpy
 from aiodata.formats.polars import PolarsFormat
-from aiodata.schemas import mark_nulls
+from aiodata.schemas import mark_categories, mark_nulls
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars", "torch"]
 
@@ -358,6 +358,69 @@ def test_columns_known_to_have_nulls_are_float64_tensors_in_every_stretch(torch:
         get_format("torch").convert(with_mark(pa.array([2**53 + 1]), has_nulls=True))
 
 
+@pytest.mark.parametrize("values", [[1, 2], [True, False], [1, None], [None, None]], ids=str)
+def test_numpy_has_nan_for_null_in_every_stretch_if_asked(values: list[Any]) -> None:
+    fmt, array = get_format("numpy", nulls="nan"), pa.array(values, pa.bool_() if values[0] is True else pa.int64())
+    for rows in (array, array[:1], array[:0]):
+        column = fmt.convert(pa.record_batch({"x": rows}))["x"]
+        assert (column.dtype, type(column)) == (np.float64, np.ndarray)
+        assert [None if one != one else one for one in column] == rows.to_pylist()
+    if None not in values:
+        assert fmt.convert(with_mark(array, has_nulls=False))["x"].dtype.kind in "bi"
+
+
+@pytest.mark.parametrize("kind", [pa.int64(), pa.uint64(), pa.list_(pa.int64()), pa.list_(pa.int64(), 1)], ids=str)
+def test_numpy_rounds_nothing_for_nan(kind: pa.DataType) -> None:
+    value = [2**53 + 1] if kind.num_fields else 2**53 + 1
+    with pytest.raises(ValueError, match=r"'x' is .*beyond 2\*\*53.*nulls='mask'"):
+        get_format("numpy", nulls="nan").convert(pa.record_batch({"x": pa.array([value], kind)}))
+
+
+def test_nulls_that_can_not_be_had_are_refused_with_the_remedy() -> None:
+    with pytest.raises(OptionError, match=r"nulls='nan' goes with batch_format='numpy', not with 'pandas'"):
+        get_format("pandas", nulls="nan")
+    with pytest.raises(OptionError, match=r"nulls='none' is unknown; use one of \('mask', 'nan'\)"):
+        get_format("numpy", nulls="none")
+
+
+@pytest.mark.parametrize("fmt", ["numpy", "polars", "torch"])
+def test_columns_of_one_name_are_a_value_error_that_names_it(fmt: str) -> None:
+    pytest.importorskip(fmt)
+    segment = pa.RecordBatch.from_arrays([pa.array([1]), pa.array([2])], ["x", "x"])
+    with pytest.raises(ValueError, match=r"columns share a name: \['x'\]; rename them"):
+        get_format(fmt).convert(segment)
+
+
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.array([decimal.Decimal("1.25")], pa.decimal256(50, 2)),
+        pa.array([[decimal.Decimal("1.25")]], pa.list_(pa.decimal256(50, 2))),
+        pa.array([pa.MonthDayNano([1, 2, 3])]),
+        pa.array([[], []], pa.list_(pa.int8(), 0)),
+        pa.array([1], pa.timestamp("us", "+09:30")),
+        pa.array([2**60], pa.timestamp("s")),
+    ],
+    ids=lambda one: str(one.type),
+)
+def test_what_polars_would_panic_at_is_a_value_error_that_names_the_column(array: pa.Array) -> None:
+    pytest.importorskip("polars")
+    with pytest.raises(ValueError, match=r"column 'x' is "):
+        get_format("polars").convert(pa.record_batch({"y": [1] * len(array), "x": array}))
+
+
+def test_categories_are_those_of_the_schema_not_of_the_stretch() -> None:
+    pandas = pytest.importorskip("pandas")
+    array = pa.array(["a", "b", None, "a"]).dictionary_encode()
+    plain = pa.field("x", array.type)
+    for field, kind in ((mark_categories(plain, are_known=True), "category"), (plain, "str")):
+        segment = pa.RecordBatch.from_arrays([array], schema=pa.schema([field]))
+        for start in range(4):
+            column = get_format("pandas").convert(segment.slice(start, 1))["x"]
+            assert str(column.dtype) == kind or (kind == "str" and pandas.__version__ < "3")
+            assert kind == "str" or column.cat.categories.tolist() == ["a", "b"]
+
+
 def test_dtypes_that_can_not_work_are_refused_with_the_remedy(torch: Any) -> None:
     with pytest.raises(OptionError, match=r"dtypes=torch.int8 goes with batch_format='torch', not with 'numpy'"):
         get_format("numpy", torch.int8)
@@ -435,6 +498,6 @@ def test_stretch_is_that_of_the_schema_asked_about() -> None:
 def test_slices_of_nested_columns_leave_their_neighbours_behind() -> None:
     pytest.importorskip("polars")
     segment = pa.record_batch({"x": [["a", "b"]] * 1000}).slice(500, 2)
-    mended = PolarsFormat()._mend(segment.column("x"), is_category=False)
+    mended = PolarsFormat()._mend(segment.column("x"), pa.list_(pa.string()))
     assert mended.equals(segment.column("x"))
     assert mended.get_total_buffer_size() < 100

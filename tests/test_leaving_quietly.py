@@ -6,6 +6,7 @@ Each test needs an interpreter that ends, so it runs a small program.
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import textwrap
@@ -305,6 +306,6 @@ def test_run_whose_consumer_holds_all_cpus_says_so_with_the_remedy(tmp_path: Pat
         strict=False,
     )
     assert result.returncode == 0, result.stderr
-    assert "no task of this run has been able to start for 5 s" in result.stdout
+    assert re.search(r"no task of this run has been able to start for \d s", result.stdout)
     assert "this process holds 2" in result.stdout
     assert "num_cpus=0" in result.stdout

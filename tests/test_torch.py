@@ -14,6 +14,7 @@ import pyarrow as pa
 import pytest
 
 import aiodata
+from aiodata.schemas import mark_nulls
 
 torch = pytest.importorskip("torch")
 
@@ -296,10 +297,15 @@ async def test_strings_are_refused_with_the_remedy(runtime: str) -> None:
     assert batch["id"].tolist() == [1]
 
 
+def known_to_have_nulls(table: pa.Table) -> pa.Table:
+    """The table, with what its source would know of its columns."""
+    return table.cast(pa.schema([mark_nulls(field, has_nulls=True) for field in table.schema]))
+
+
 @pytest.mark.usefixtures("clean")
 async def test_integers_with_nulls_are_float64_with_nan(runtime: str) -> None:
     columns = {"id": [1, None, 3, 2**53], "small": pa.array([None, 1, 2, 3], pa.int8())}
-    ds = aiodata.from_arrow(pa.table(columns)).with_options(runtime=runtime)
+    ds = aiodata.from_arrow(known_to_have_nulls(pa.table(columns))).with_options(runtime=runtime)
     [batch] = await all_batches(ds.aiter_torch_batches())
     assert {one.dtype for one in batch.values()} == {torch.float64}
     assert batch["id"].isnan().tolist() == [False, True, False, False]
@@ -310,10 +316,12 @@ async def test_integers_with_nulls_are_float64_with_nan(runtime: str) -> None:
 
 async def test_a_batch_of_blocks_with_and_without_nulls_has_one_type() -> None:
     tables = [pa.table({"id": pa.array(values, pa.int64())}) for values in ([1, 2], [None, 4], [5, 6])]
-    ds = aiodata.from_arrow(tables).with_options(runtime="local")
+    ds = aiodata.from_arrow([known_to_have_nulls(one) for one in tables]).with_options(runtime="local")
     [batch] = await all_batches(ds.aiter_torch_batches())
     assert batch["id"].dtype == torch.float64
     assert batch["id"][[0, 1, 3, 4, 5]].tolist() == [1, 2, 4, 5, 6]
+    batches = await all_batches(ds.aiter_torch_batches(batch_size=1))
+    assert {one["id"].dtype for one in batches} == {torch.float64}
 
 
 async def test_nulls_where_a_type_has_none_are_refused_with_the_remedy() -> None:

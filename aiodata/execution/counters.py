@@ -22,23 +22,27 @@ class OperatorCounters:
     rows: int = 0
     bytes: int = 0
     task_s: float = 0.0
+    # That of rows; as long as there are none, of the first job that has made a table without rows.
     schema: pa.Schema | None = None
+    _empty_job: int | None = None
 
-    def add(self, metadata: OutputMetadata) -> None:
-        """Count an output."""
+    def add(self, metadata: OutputMetadata, job: int) -> None:
+        """Count an output of a job."""
         self.task_s += metadata.task_s
-        self.add_block(metadata.block.num_rows, metadata.block.num_bytes, metadata.block.schema)
+        block = metadata.block
+        if block.num_rows or self.blocks or not len(block.schema):
+            self.add_block(block.num_rows, block.num_bytes, block.schema)
+        elif self._empty_job is None or job < self._empty_job:
+            self._empty_job, self.schema = job, block.schema
 
     def add_block(self, num_rows: int, num_bytes: int, schema: pa.Schema) -> None:
-        """Count a block; one without rows counts only for its schema, as long as there are none with rows."""
+        """Count a block; one without rows says nothing."""
         if num_rows:
             if not self.blocks:
                 self.schema = schema
             self.blocks += 1
             self.rows += num_rows
             self.bytes += num_bytes
-        elif self.schema is None and len(schema):
-            self.schema = schema
 
     def remove(self, bundles: Sequence[RefBundle]) -> None:
         """Count blocks no more that nobody has seen: they are made again."""

@@ -8,11 +8,14 @@ from dataclasses import dataclass, replace
 
 from aiodata.bundle import BlockRef, RefBundle
 from aiodata.execution.ordering import OutputOrder
-from aiodata.plan.pieces import BlockPieces, Piece
+from aiodata.plan.pieces import BlockPieces, PartPiece, Piece
 from aiodata.plan.work import Position
 
 # Bytes of files that one task is given to read, at most; a single piece may have more.
 _MAX_JOB_BYTES = 64 << 20
+
+# Bytes of a piece that two tasks may read, so that the first one's last batch is full.
+_MAX_CUT_BYTES = 1 << 20
 
 # Blocks that one task is given, at most; each is an argument, which has to be resolved before the task starts.
 _MAX_JOB_BLOCKS = 128
@@ -46,8 +49,8 @@ class JobQueue:
     Args:
         order: Which jobs may start.
         max_job_bytes: Bytes of blocks that one job takes together, at most; a single block may have more.
-        batch_rows: Rows that a job on blocks has a multiple of, so that no call of a user's function gets fewer: the
-            last job excepted. None: as they come.
+        batch_rows: Rows that a job has a multiple of, so that no call of a user's function gets fewer: the last job
+            excepted, and those that end in a large piece of a source. None: as they come.
 
     Attributes:
         is_complete: Whether nothing is added any more.
@@ -77,7 +80,7 @@ class JobQueue:
 
     def add_pieces(self, pieces: Sequence[Piece], num_tasks: int) -> None:
         """Divide a source's pieces into jobs."""
-        for part in divide(pieces, num_tasks):
+        for part in align(divide(pieces, num_tasks), self._batch_rows):
             self._jobs.append(Job(self._next_number(), part))
 
     def add_bundle(self, bundle: RefBundle) -> None:
@@ -196,3 +199,41 @@ def divide(pieces: Sequence[Piece], num_tasks: int) -> list[tuple[Piece, ...]]:
     if job:
         jobs.append(tuple(job))
     return jobs
+
+
+def align(jobs: Sequence[tuple[Piece, ...]], batch_rows: int) -> list[tuple[Piece, ...]]:
+    """Move rows from the beginning of one job to the end of the one before, so that each has whole batches.
+
+    A small piece is cut in two for that. A large one is not, since both jobs would read it; nor are pieces of which it
+    is not known how many rows they have.
+
+    Args:
+        jobs: Pieces in order, by jobs.
+        batch_rows: The rows of a batch.
+    """
+    aligned: list[list[Piece]] = [list(job) for job in jobs]
+    if batch_rows > 1:
+        for index, job in enumerate(aligned[:-1]):
+            _complete(job, aligned[index + 1 :], batch_rows)
+    return [tuple(job) for job in aligned if job]
+
+
+def _complete(job: list[Piece], later: Sequence[list[Piece]], batch_rows: int) -> None:
+    """Take the rows that a job's last batch lacks from the jobs after it."""
+    counts = [piece.num_rows for piece in job]
+    if None in counts:
+        return
+    missing = -sum(count for count in counts if count is not None) % batch_rows
+    for following in later:
+        while missing and following:
+            num_rows = following[0].num_rows
+            if num_rows is None or (num_rows > missing and following[0].weight > _MAX_CUT_BYTES):
+                return
+            piece = following.pop(0)
+            if num_rows > missing:
+                part = piece if isinstance(piece, PartPiece) else PartPiece(piece, 0, num_rows)
+                middle = part.start + missing
+                following.insert(0, PartPiece(part.piece, middle, part.stop))
+                piece, num_rows = PartPiece(part.piece, part.start, middle), missing
+            job.append(piece)
+            missing -= num_rows

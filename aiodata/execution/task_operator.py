@@ -304,7 +304,7 @@ class TaskOperator:
         self._note_claims(task, metadata.learned)
         if task.is_void:
             return
-        self.counters.add(metadata)
+        self.counters.add(metadata, task.job.number)
         if metadata.block.num_rows:
             self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._released)
             self._leave_order()

@@ -10,7 +10,7 @@ from the rows that share a batch. How each type looks in each format stands in d
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, get_args
+from typing import Any
 
 from aiodata.errors import OptionError
 from aiodata.formats.arrow import ArrowFormat
@@ -20,9 +20,18 @@ from aiodata.formats.pandas import PandasFormat
 from aiodata.formats.polars import PolarsFormat
 from aiodata.formats.torch import TorchFormat
 
-__all__ = ["BatchFormat", "Format", "get_format"]
+__all__ = ["MAKERS", "BatchFormat", "Format", "get_format"]
 
 _NULLS = ("mask", "nan")
+
+# What makes each format, given `dtypes`, `nulls` and `writable` of `get_format`.
+MAKERS: dict[str, Callable[[Any, str | None, bool], Format]] = {
+    "numpy": lambda _, nulls, writable: NumpyFormat(nulls or "mask", writable=writable),
+    "pyarrow": lambda *_: ArrowFormat(),
+    "pandas": lambda _, __, writable: PandasFormat(writable=writable),
+    "polars": lambda _, __, writable: PolarsFormat(writable=writable),
+    "torch": lambda dtypes, *_: TorchFormat(dtypes),
+}
 
 
 def get_format(name: str, dtypes: Any = None, *, nulls: str | None = None, writable: bool = False) -> Format:
@@ -40,19 +49,12 @@ def get_format(name: str, dtypes: Any = None, *, nulls: str | None = None, writa
     Raises:
         OptionError: There is none of that name, its library is not installed, or it cannot have these options.
     """
-    known: dict[str, Callable[[], Format]] = {
-        "numpy": lambda: NumpyFormat(nulls or "mask", writable=writable),
-        "pyarrow": ArrowFormat,
-        "pandas": lambda: PandasFormat(writable=writable),
-        "polars": lambda: PolarsFormat(writable=writable),
-        "torch": lambda: TorchFormat(dtypes),
-    }
-    if name not in known:
-        raise OptionError(f"batch_format={name!r} is unknown; use one of {get_args(BatchFormat)}")
+    if name not in MAKERS:
+        raise OptionError(f"batch_format={name!r} is unknown; use one of {tuple(MAKERS)}")
     if dtypes is not None and name != "torch":
         raise OptionError(f"dtypes={dtypes!r} goes with batch_format='torch', not with {name!r}; leave it out")
     if nulls is not None and name != "numpy":
         raise OptionError(f"nulls={nulls!r} goes with batch_format='numpy', not with {name!r}; leave it out")
     if nulls not in (None, *_NULLS):
         raise OptionError(f"nulls={nulls!r} is unknown; use one of {_NULLS}")
-    return known[name]()
+    return MAKERS[name](dtypes, nulls, writable)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from aiodata.formats.cost import PerSchema
 from aiodata.formats.format import BatchFormat
 from aiodata.schemas import without_marks
 
@@ -20,7 +21,7 @@ class ArrowFormat:
 
     def __init__(self) -> None:
         """Start with no schema."""
-        self._cleaned: tuple[pa.Schema, pa.Schema] | None = None
+        self._cleaned: PerSchema[pa.Schema] = PerSchema()
 
     def stretch(self, schema: pa.Schema) -> int | None:
         """All rows: nothing is converted."""
@@ -28,13 +29,7 @@ class ArrowFormat:
 
     def convert(self, segment: pa.RecordBatch) -> pa.Table:
         """Return the rows as a table."""
-        schema = segment.schema
-        if self._cleaned is None or not schema.equals(self._cleaned[0], check_metadata=True):
-            self._cleaned = (schema, without_marks(schema))
-        clean = self._cleaned[1]
-        if clean is self._cleaned[0]:
-            return pa.Table.from_batches([segment])
-        return pa.Table.from_arrays(segment.columns, schema=clean)
+        return pa.Table.from_arrays(segment.columns, schema=self._cleaned.of(segment.schema, without_marks))
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         """Return a range of rows, zero-copy."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Generic, TypeVar
 
 import pyarrow as pa
 
@@ -21,18 +22,34 @@ _COLUMNS_OF_COPIES = 512
 _VALUES_PER_LIST = 8
 
 
-class Costed:
-    """Remembers how many rows to convert in one go: with many columns that takes as long as converting them."""
+T = TypeVar("T")
+
+
+class PerSchema(Generic[T]):
+    """Remembers what was last made of a schema: with many columns that takes as long as converting them."""
 
     def __init__(self) -> None:
         """Start with no schema."""
-        self._costed: tuple[pa.Schema, int | None] | None = None
+        self._made: tuple[pa.Schema, T] | None = None
+
+    def of(self, schema: pa.Schema, make: Callable[[pa.Schema], T]) -> T:
+        """Return what `make` makes of `schema`, marks in its fields included."""
+        made = self._made
+        if made is None or not schema.equals(made[0], check_metadata=True):
+            made = self._made = (schema, make(schema))
+        return made[1]
+
+
+class Costed:
+    """Knows how many rows to convert in one go."""
+
+    def __init__(self) -> None:
+        """Start with no schema."""
+        self._costed: PerSchema[int | None] = PerSchema()
 
     def stretch(self, schema: pa.Schema) -> int | None:
         """Rows of `schema` to convert in one go; None: all of them."""
-        if self._costed is None or not schema.equals(self._costed[0], check_metadata=True):
-            self._costed = (schema, self._num_rows(schema))
-        return self._costed[1]
+        return self._costed.of(schema, self._num_rows)
 
     def _num_rows(self, schema: pa.Schema) -> int | None:
         objects, words = map(sum, zip((0.0, 0.0), *map(self._cost, schema), strict=True))

@@ -87,7 +87,8 @@ def settle(column: Array, look: Look) -> Array:
     """Make a column private, or read-only."""
     if look.writable:
         return column if column.flags.writeable else column.copy("K")
-    column.flags.writeable = False
+    if column.flags.writeable:
+        column.flags.writeable = False
     if isinstance(column, np.ma.MaskedArray):
         np.ma.getmaskarray(column).flags.writeable = False
     return column

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Literal, Protocol
@@ -59,13 +58,13 @@ class Library:
         return getattr(import_module(self._name), attribute)
 
 
-@contextmanager
-def blaming(name: str, kind: pa.DataType) -> Iterator[None]:
-    """Have errors of a conversion say which column they are about."""
-    try:
-        yield
-    except (ValueError, NotImplementedError) as error:  # Arrow's own are kinds of these.
-        raise ValueError(f"column {name!r} is {kind}: {error}") from error
+# What conversions raise; Arrow's own errors are kinds of these.
+REFUSALS = (ValueError, NotImplementedError)
+
+
+def blamed(name: str, kind: pa.DataType, error: Exception) -> ValueError:
+    """Return the error with the column that it is about."""
+    return ValueError(f"column {name!r} is {kind}: {error}")
 
 
 def refuse_duplicates(schema: pa.Schema) -> None:

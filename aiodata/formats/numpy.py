@@ -8,10 +8,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from aiodata.formats.columns import column_to_numpy, join_columns
-from aiodata.formats.cost import Costed, count_objects, count_words, is_plain
+from aiodata.formats.columns import column_to_numpy, join_columns, slice_masked
+from aiodata.formats.cost import Costed, PerSchema, count_objects, count_words, is_plain
 from aiodata.formats.dense import Look
-from aiodata.formats.format import BatchFormat, blaming, refuse_duplicates
+from aiodata.formats.format import REFUSALS, BatchFormat, blamed, refuse_duplicates
 from aiodata.schemas import has_nulls
 
 # Copies are cheapest where a stretch and its copy stay in a core's cache of a MiB or so: batches of 256 rows of four
@@ -35,32 +35,30 @@ class NumpyFormat(Costed):
         """Start with no schema."""
         super().__init__()
         self._look = Look(nulls_as_nan=nulls == "nan", writable=writable)
-        self._known: tuple[pa.Schema, list[tuple[str, bool | None]]] | None = None
+        self._known: PerSchema[list[tuple[str, bool | None]]] = PerSchema()
 
     def convert(self, segment: pa.RecordBatch) -> dict[str, np.ndarray[Any, Any]]:
         """Return the columns as arrays."""
         columns = {}
-        for (name, may_be_null), array in zip(self._fields(segment.schema), segment.columns, strict=True):
-            with blaming(name, array.type):
+        for (name, may_be_null), array in zip(self._known.of(segment.schema, _known), segment.columns, strict=True):
+            try:
                 columns[name] = column_to_numpy(array, self._look, has_nulls=may_be_null)
-        return columns
+            except REFUSALS as error:
+                raise blamed(name, array.type, error) from error
+        return _Masked(columns) if any(isinstance(one, np.ma.MaskedArray) for one in columns.values()) else columns
 
     def slice(self, rows: Any, start: int, stop: int) -> Any:
         """Return a range of rows, zero-copy."""
-        return {name: column[start:stop] for name, column in rows.items()}
+        if type(rows) is dict:
+            return {name: column[start:stop] for name, column in rows.items()}
+        return {
+            name: slice_masked(column, start, stop) if isinstance(column, np.ma.MaskedArray) else column[start:stop]
+            for name, column in rows.items()
+        }
 
     def join(self, pieces: Sequence[Any]) -> Any:
         """Copy arrays into one per column."""
-        if len(pieces) == 1:
-            return pieces[0]
         return {name: join_columns([piece[name] for piece in pieces], self._look) for name in pieces[0]}
-
-    def _fields(self, schema: pa.Schema) -> list[tuple[str, bool | None]]:
-        """Return the columns' names, and whether they are known to have nulls."""
-        if self._known is None or not schema.equals(self._known[0], check_metadata=True):
-            refuse_duplicates(schema)
-            self._known = (schema, [(field.name, has_nulls(field)) for field in schema])
-        return self._known[1]
 
     def _cost(self, field: pa.Field) -> tuple[float, float]:
         # Where there are nulls more is copied, but a schema does not tell.
@@ -70,3 +68,13 @@ class NumpyFormat(Costed):
         is_made = pa.types.is_boolean(field.type) or pa.types.is_date(field.type)
         is_cast = self._look.nulls_as_nan and has_nulls(field) is not False
         return 0, max(words, float(is_made), count_words(field.type) if is_cast else 0.0)
+
+
+class _Masked(dict[str, np.ndarray[Any, Any]]):
+    """Columns of which some are masked; of others it need not be asked, batch by batch."""
+
+
+def _known(schema: pa.Schema) -> list[tuple[str, bool | None]]:
+    """Return the columns' names, and whether they are known to have nulls."""
+    refuse_duplicates(schema)
+    return [(field.name, has_nulls(field)) for field in schema]

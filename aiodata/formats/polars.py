@@ -9,9 +9,9 @@ from typing import Any
 import pyarrow as pa
 
 from aiodata.casts import cast_exactly
-from aiodata.formats.cost import Costed, count_words, is_plain, weigh
+from aiodata.formats.cost import Costed, PerSchema, count_words, is_plain, weigh
 from aiodata.formats.decoding import decoded
-from aiodata.formats.format import BatchFormat, Library, blaming, refuse_duplicates
+from aiodata.formats.format import REFUSALS, BatchFormat, Library, blamed, refuse_duplicates
 from aiodata.kinds import plain_type
 from aiodata.schemas import has_known_categories
 
@@ -40,14 +40,16 @@ class PolarsFormat(Costed):
         super().__init__()
         self._polars = Library("polars")
         self._writable = writable
+        self._plan: PerSchema[list[tuple[int, pa.Field, pa.DataType]]] = PerSchema()
 
     def convert(self, segment: pa.RecordBatch) -> Any:
         """Return the rows as a frame."""
-        refuse_duplicates(segment.schema)
-        for index, field in enumerate(segment.schema):
+        for index, field, kind in self._plan.of(segment.schema, self._look_at):
             column = segment.column(index)
-            with blaming(field.name, field.type):
-                mended = self._mend(column, is_category=self._is_category(field))
+            try:
+                mended = self._mend(column, kind)
+            except REFUSALS as error:
+                raise blamed(field.name, field.type, error) from error
             if mended is not column:
                 segment = segment.set_column(index, pa.field(field.name, mended.type), mended)
         return self._call(self._to_frame, segment)
@@ -65,31 +67,46 @@ class PolarsFormat(Costed):
         is_copied = self._writable or _has_inner_tensors(field.type)
         return 0, _string_words(field.type) + (count_words(field.type) if is_copied else 0)
 
-    def _is_category(self, field: pa.Field) -> bool:
-        """Whether a dictionary stays one: where it is the same in all batches, and polars' categories are for all."""
-        kind = field.type
-        is_dictionary = pa.types.is_dictionary(kind) and _is_string(kind.value_type)
-        return bool(is_dictionary and has_known_categories(field) and hasattr(self._polars, "Categories"))
+    def _look_at(self, schema: pa.Schema) -> list[tuple[int, pa.Field, pa.DataType]]:
+        """Return the columns that polars is not, or may not be, handed as they are, and the types it is handed."""
+        refuse_duplicates(schema)
+        plan = []
+        for index, field in enumerate(schema):
+            kind = self._known_type(field)
+            try:
+                _refuse(kind)
+            except ValueError as error:
+                raise blamed(field.name, field.type, error) from error
+            if kind != field.type or self._needs_copy(kind) or pa.types.is_fixed_size_list(_stored(kind)):
+                plan.append((index, field, kind))
+        return plan
 
-    def _mend(self, column: pa.Array, *, is_category: bool) -> pa.Array:
+    def _known_type(self, field: pa.Field) -> pa.DataType:
+        """Return the type in which values are handed to polars.
+
+        A dictionary stays one where it is the same in all batches, and polars' categories are for all.
+        """
+        kind = field.type
+        is_category = pa.types.is_dictionary(kind) and _is_string(kind.value_type) and has_known_categories(field)
+        if is_category and hasattr(self._polars, "Categories"):
+            return kind
+        return _known_type(plain_type(kind, keep_nested_dictionaries=False))
+
+    def _mend(self, column: pa.Array, kind: pa.DataType) -> pa.Array:
         """Return the same values in a type that polars has, and in memory that it may refer to."""
-        if is_category:
-            return column
         if pa.types.is_run_end_encoded(column.type):
             column = decoded(column)
-        kind = _known_type(plain_type(column.type, keep_nested_dictionaries=False))
-        _refuse(kind)
         mended = cast_exactly(column, kind)
-        return pa.concat_arrays([mended]) if self._needs_copy(mended) else mended
+        # Polars (2.1) refuses slices of fixed-size lists with nulls.
+        is_sliced_tensor = mended.null_count and pa.types.is_fixed_size_list(_stored(kind))
+        return pa.concat_arrays([mended]) if is_sliced_tensor or self._needs_copy(kind) else mended
 
-    def _needs_copy(self, column: pa.Array) -> bool:
-        kind = getattr(column.type, "storage_type", column.type)
+    def _needs_copy(self, kind: pa.DataType) -> bool:
+        """Whether columns of this type are copied, be it that all of a column would be converted for each slice."""
+        kind = _stored(kind)
         if self._writable:
-            return not _is_string(kind)
-        # Else all of a nested column is converted that this is a slice of, for each slice again. And polars (2.1)
-        # refuses slices of fixed-size lists with nulls.
-        is_sliced_tensor = pa.types.is_fixed_size_list(kind) and column.null_count > 0
-        return bool(kind.num_fields and (_string_words(kind) > 0 or is_sliced_tensor or _has_inner_tensors(kind)))
+            return not _is_string(kind) and not pa.types.is_dictionary(kind)
+        return bool(kind.num_fields and (_string_words(kind) > 0 or _has_inner_tensors(kind)))
 
     def _to_frame(self, segment: pa.RecordBatch) -> Any:
         converted = [field.name for field in segment.schema if _string_words(field.type)]
@@ -126,6 +143,11 @@ class PolarsFormat(Costed):
         return isinstance(error, self._polars.exceptions.PolarsError) or type(error).__name__ == "PanicException"
 
 
+def _stored(kind: pa.DataType) -> pa.DataType:
+    """Return the type of an extension's values; else the type."""
+    return getattr(kind, "storage_type", kind)
+
+
 def _is_string(kind: pa.DataType) -> bool:
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_string_view(kind))
 
@@ -137,11 +159,9 @@ def _string_words(kind: pa.DataType) -> float:
 
 def _has_inner_tensors(kind: pa.DataType) -> bool:
     """Whether there are fixed-size lists within other types."""
-    kind = getattr(kind, "storage_type", kind)
+    kind = _stored(kind)
     fields = [kind.field(index).type for index in range(kind.num_fields)]
-    return any(
-        pa.types.is_fixed_size_list(getattr(one, "storage_type", one)) or _has_inner_tensors(one) for one in fields
-    )
+    return any(pa.types.is_fixed_size_list(_stored(one)) or _has_inner_tensors(one) for one in fields)
 
 
 def _known_type(kind: pa.DataType) -> pa.DataType:
@@ -173,7 +193,7 @@ def _known_type(kind: pa.DataType) -> pa.DataType:
 
 def _refuse(kind: pa.DataType) -> None:
     """Raise a ValueError where polars has no type for this one; at some it would panic."""
-    inner = getattr(kind, "storage_type", kind)
+    inner = _stored(kind)
     why = None
     if pa.types.is_decimal256(inner):
         why = "its decimals have 38 digits at most"

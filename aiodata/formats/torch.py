@@ -12,7 +12,7 @@ from aiodata.errors import OptionError
 from aiodata.formats.columns import column_to_numpy
 from aiodata.formats.cost import Costed, count_words
 from aiodata.formats.dense import Array, to_floats
-from aiodata.formats.format import BatchFormat, Library, blaming, refuse_duplicates
+from aiodata.formats.format import REFUSALS, BatchFormat, Library, blamed, refuse_duplicates
 from aiodata.schemas import has_nulls
 
 # What counts as so many words: a cast to a type that numpy lacks, for torch casts more than 32,768 values in threads,
@@ -75,8 +75,10 @@ class TorchFormat(Costed):
 
     def _to_tensor(self, field: pa.Field, array: pa.Array) -> Any:
         name, kind = field.name, field.type
-        with blaming(name, kind):
+        try:
             column = column_to_numpy(array)
+        except REFUSALS as error:
+            raise blamed(name, kind, error) from error
         if column.dtype.kind not in "biuf":
             raise ValueError(
                 f"column {name!r} is {kind}, which torch has no tensors for: leave it out with select_columns, convert "
@@ -110,8 +112,10 @@ def _without_mask(column: Array, dtype: Any, field: pa.Field) -> Array:
     data: Array = np.ma.getdata(column)
     mask = np.ma.getmaskarray(column) if np.ma.is_masked(column) else None
     if dtype is None and has_nulls(field) and data.dtype.kind != "f":
-        with blaming(field.name, field.type):
+        try:
             return to_floats(data, mask)
+        except ValueError as error:
+            raise blamed(field.name, field.type, error) from error
     has_nan = dtype is None or dtype.is_floating_point or dtype.is_complex
     if not has_nan and (mask is not None or (data.dtype.kind == "f" and np.isnan(data).any())):
         raise ValueError(

@@ -71,6 +71,10 @@ class Piece(Protocol):
     def weight(self) -> int:
         """About how many bytes reading it takes, for dividing pieces among tasks."""
 
+    @property
+    def num_rows(self) -> int | None:
+        """How many rows reading it yields, if that is known beforehand."""
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return the piece with its block, if it stands for one of the task's `blocks`."""
 
@@ -99,6 +103,11 @@ class TablePiece:
         """Bytes of the rows."""
         return int(self.table.nbytes)
 
+    @property
+    def num_rows(self) -> int | None:
+        """The rows."""
+        return int(self.table.num_rows)
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it has its rows."""
         return self
@@ -124,6 +133,11 @@ class BlockPiece:
         """Bytes of the whole block."""
         return self.num_bytes
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows in the range."""
+        return self.stop - self.start
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return the rows of the block."""
         rows = blocks[self.index].slice(self.start, self.stop - self.start)
@@ -132,6 +146,49 @@ class BlockPiece:
     def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
         """Never called: a block is read once it is bound."""
         raise RuntimeError("a BlockPiece has to be bound to its block before it can be read")
+
+
+@dataclass(frozen=True, slots=True)
+class PartPiece:
+    """Some of a small piece's rows: it is read from its beginning, and what comes before them is left out.
+
+    Attributes:
+        piece: The piece.
+        start: The first row.
+        stop: The row to stop before.
+    """
+
+    piece: Piece
+    start: int
+    stop: int
+
+    @property
+    def weight(self) -> int:
+        """Bytes of the whole piece."""
+        return self.piece.weight
+
+    @property
+    def num_rows(self) -> int | None:
+        """Rows in the range."""
+        return self.stop - self.start
+
+    def bind(self, blocks: Sequence[pa.Table]) -> Piece:
+        """Return the same part of the piece with its block."""
+        return PartPiece(self.piece.bind(blocks), self.start, self.stop)
+
+    def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
+        """Yield the rows; all of them are one unit."""
+        skip, left = self.start + row, self.stop - self.start - row
+        for chunk in self.piece.read(0, 0, chunk_bytes):
+            num_rows = min(chunk.table.num_rows - skip, left)
+            if num_rows > 0:
+                origin = chunk.origin.slice(skip, num_rows)
+                yield Chunk(0, row, chunk.table.slice(skip, num_rows), origin, chunk.ends_block)
+                row += num_rows
+                left -= num_rows
+            skip = max(0, skip - chunk.table.num_rows)
+            if not left:
+                return
 
 
 # Numbers and names that a block piece is made of, in `BlockPieces`.

@@ -60,6 +60,11 @@ class Transform(ABC):
         return False
 
     @property
+    def is_async(self) -> bool:
+        """Whether its calls need an event loop, which an actor makes for `build` and keeps."""
+        return False
+
+    @property
     def calls_in_flight(self) -> int:
         """Calls of a user function that one task has under way at a time."""
         return 1
@@ -85,6 +90,17 @@ class Transform(ABC):
     def push_into(self, source: Source) -> Source | None:
         """Return a source that does this itself, for whoever it comes right after; None: it cannot."""
         return None
+
+    def build(self, loop: CallLoop | None) -> Transform:
+        """Return it with its state, for the actor whose loop this is; None: no transform of the actor is async.
+
+        Raises:
+            TaskError: The state cannot be built.
+        """
+        return self
+
+    def close(self) -> None:  # noqa: B027 - most have nothing to let go of.
+        """Let go of what `build` has made, when the actor ends."""
 
     @abstractmethod
     def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
@@ -167,6 +183,11 @@ class MapBatches(Transform):
             # Async clients look for the loop they are made in.
             instance = construct() if kept_loop is None else kept_loop.call(construct)
         return replace(self, fn=instance, kept_loop=kept_loop)
+
+    def close(self) -> None:
+        """Cancel what an instance has left running in the actor's loop."""
+        if self.kept_loop is not None:
+            self.kept_loop.close()
 
     def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
         """Return the schema that was asked for, if one was."""
@@ -358,19 +379,18 @@ class LimitRows(Transform):
 
 
 def build(chain: Sequence[Transform]) -> tuple[Transform, ...]:
-    """Return a chain with each class replaced by an instance, for an actor to keep until it calls `close`.
+    """Return a chain whose transforms have their state, for an actor to keep until it calls `close`.
 
-    The async functions of a chain with classes share a loop, which lasts as long as the instances.
+    The async functions of a chain with state share a loop, which lasts as long as the instances.
 
     Raises:
         TaskError: A constructor failed.
     """
-    maps = [transform for transform in chain if isinstance(transform, MapBatches)]
-    if not any(transform.needs_actor for transform in maps):
+    if not any(transform.needs_actor for transform in chain):
         return tuple(chain)
-    loop = CallLoop() if any(transform.is_async for transform in maps) else None
+    loop = CallLoop() if any(transform.is_async for transform in chain) else None
     try:
-        return tuple(transform.build(loop) if isinstance(transform, MapBatches) else transform for transform in chain)
+        return tuple(transform.build(loop) for transform in chain)
     except BaseException:
         if loop is not None:
             loop.close()
@@ -380,8 +400,7 @@ def build(chain: Sequence[Transform]) -> tuple[Transform, ...]:
 def close(chain: Sequence[Transform]) -> None:
     """Close what `build` has opened, when an actor ends: what its instances have left running is cancelled."""
     for transform in chain:
-        if isinstance(transform, MapBatches) and transform.kept_loop is not None:
-            transform.kept_loop.close()
+        transform.close()
 
 
 def _not_awaitable(result: Any) -> Any:

@@ -205,7 +205,10 @@ class _Feed:
         self._work = work
         self._blocks = blocks
         self._control = control
-        self._slice_rows = _slice_rows(work.cuts, chain)
+        self._batch_rows = _batch_rows(chain)
+        self._slice_rows = self._batch_rows * work.cuts.calls_per_block
+        # Rows that the batch lacks which was begun last.
+        self._missing_rows = 0
         self.chunk_bytes = work.cuts.first_block_bytes
         self.produced_bytes = 0
         self.ends_block = False
@@ -247,15 +250,21 @@ class _Feed:
             origin = chunk.origin.without_rows()
 
     def _slices(self, index: int, chunk: Chunk) -> Iterator[Rows]:
+        """Yield rows by whole batches of the first user function, as many as may share a block.
+
+        The allotment is looked at between batches, so that the task's end leaves no short batch behind.
+        """
         offset = 0
         while offset == 0 or offset < chunk.table.num_rows:
-            if self._is_spent():
+            if not self._missing_rows and self._is_spent():
                 self.rest = Position(index, chunk.unit, chunk.row + offset)
                 return
             self._control.checkpoint()
             # Arrow does not bound the slice of a table without columns.
             left = chunk.table.num_rows - offset
-            rows = chunk.table.slice(offset, min(left, self._slice_rows or left))
+            rows = chunk.table.slice(offset, min(left, self._missing_rows or self._slice_rows or left))
+            if self._batch_rows:
+                self._missing_rows = (self._missing_rows - rows.num_rows) % self._batch_rows
             origin = chunk.origin.slice(offset, rows.num_rows)
             self.next = Position(index, chunk.unit, chunk.row + offset + rows.num_rows)
             offset += max(1, rows.num_rows)
@@ -266,15 +275,9 @@ class _Feed:
         return self._work.cuts.are_spent(self.produced_bytes, self._control.calls)
 
 
-def _slice_rows(cuts: Cuts, chain: Sequence[Transform]) -> int | None:
-    """Rows to pass on at a time: whole batches of the first user function, as many as may share a block.
-
-    The allotment is looked at between slices, and a slice that ends at a batch's end leaves no short batch behind.
-    """
-    for transform in chain:
-        if transform.calls_user_code:
-            return transform.batch_size and transform.batch_size * cuts.calls_per_block
-    return None
+def _batch_rows(chain: Sequence[Transform]) -> int:
+    """Return the rows of a batch of the first user function; 0: it takes what comes, or there is none."""
+    return next((transform.batch_size or 0 for transform in chain if transform.calls_user_code), 0)
 
 
 class _Cutter:
@@ -308,7 +311,7 @@ class _Cutter:
                 if table.num_rows:
                     self._tables.append(table)
                     self._num_bytes += table.nbytes
-                elif empty is None:
+                elif empty is None or (table.num_columns and not empty.num_columns):
                     empty = table
                 if self._is_complete(table):
                     for block in self._take():

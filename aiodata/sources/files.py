@@ -10,6 +10,7 @@ import fnmatch
 import logging
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import unquote
@@ -17,12 +18,21 @@ from urllib.parse import unquote
 import pyarrow as pa
 import pyarrow.fs as pafs
 
-from aiodata.errors import OptionError, SourceError
+from aiodata.errors import AiodataError, OptionError, SourceError
 from aiodata.schemas import mark_nulls
 from aiodata.sources.paths import Paths, check_paths, is_uri, open_uri, printable
 from aiodata.sources.trees import Node, NodeKind, Tree, tree_of
 
-__all__ = ["FileKind", "FoundFile", "Paths", "check_paths", "find_files", "partition_fields", "partition_value"]
+__all__ = [
+    "FileKind",
+    "FoundFile",
+    "Paths",
+    "blame_file",
+    "check_paths",
+    "find_files",
+    "partition_fields",
+    "partition_value",
+]
 
 _logger = logging.getLogger("aiodata")
 
@@ -154,6 +164,17 @@ def partition_value(field: pa.Field, file: FoundFile) -> pa.Scalar:
     except pa.ArrowException as error:
         reason = f"its directory says {field.name}={value!r}, which is no {field.type}: {error}"
         raise SourceError(file.path, reason) from error
+
+
+@contextmanager
+def blame_file(path: str, kind: FileKind) -> Iterator[None]:
+    """Turn an error of reading into a `SourceError` that names the file: a reader may raise anything."""
+    try:
+        yield
+    except AiodataError:
+        raise
+    except Exception as error:
+        raise SourceError(path, f"cannot be read as {kind.name}: {str(error) or type(error).__name__}") from error
 
 
 def _tree_for(entry: str, filesystem: pafs.FileSystem | None, trees: list[Tree]) -> tuple[Tree, str]:

@@ -6,7 +6,6 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +13,13 @@ import pyarrow as pa
 import pyarrow.fs as pafs
 import pyarrow.parquet as pq
 
-from aiodata.errors import AiodataError, SourceError
+from aiodata.errors import SourceError
 from aiodata.plan.source import Skip
 from aiodata.schemas import SchemaError, duplicates, mark_nulls, plain_type, unify_schemas
-from aiodata.sources.files import FoundFile
+from aiodata.sources.files import FileKind, FoundFile, blame_file
 from aiodata.sources.layout import Layout
+
+PARQUET = FileKind("Parquet", (".parquet", ".parq", ".pq"))
 
 # The unit in which INT96 timestamps are read, which has no unit of its own: in ns the year 9999 is no more than 1816.
 INT96_UNIT = "us"
@@ -124,7 +125,7 @@ class Footers:
 
     def _read_one(self, file: FoundFile) -> Footer | SourceError:
         try:
-            with blame_file(file.path), file.filesystem.open_input_file(file.path) as handle:
+            with blame_file(file.path, PARQUET), file.filesystem.open_input_file(file.path) as handle:
                 return open_parquet(file.path, handle, self._schemas)[1]
         except SourceError as error:
             return error
@@ -161,17 +162,6 @@ def open_parquet(path: str, handle: Any, schemas: FileSchemas) -> tuple[pq.Parqu
     """
     opened = pq.ParquetFile(handle, coerce_int96_timestamp_unit=INT96_UNIT)
     return opened, Footer(opened.metadata, schemas.columns(path, opened.schema_arrow))
-
-
-@contextmanager
-def blame_file(path: str) -> Iterator[None]:
-    """Turn an error of reading into a `SourceError` that names the file: a reader may raise anything."""
-    try:
-        yield
-    except AiodataError:
-        raise
-    except Exception as error:
-        raise SourceError(path, f"cannot be read as Parquet: {str(error) or type(error).__name__}") from error
 
 
 def unify(files: Sequence[FoundFile], footers: Sequence[Footer | None]) -> pa.Schema:

@@ -50,6 +50,11 @@ class RangePiece:
         """Pickle the arguments: a task may get thousands, and a dataclass with slots takes ten times as long."""
         return RangePiece, (self.start, self.stop, self.weight, self.ends_block)
 
+    @property
+    def num_rows(self) -> int | None:
+        """How many integers there are."""
+        return self.stop - self.start
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it stands for no block."""
         return self

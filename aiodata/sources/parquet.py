@@ -21,11 +21,11 @@ from aiodata.plan.pieces import Chunk, Origin, Piece
 from aiodata.plan.source import Skip, Source, raise_it
 from aiodata.schemas import duplicates, near_miss
 from aiodata.sources.decoding import Decoded, Decoder
-from aiodata.sources.files import FileKind, FoundFile, Paths, find_files, partition_fields, partition_value
+from aiodata.sources.files import FoundFile, Paths, blame_file, find_files, partition_fields, partition_value
 from aiodata.sources.footers import (
+    PARQUET,
     Footer,
     Footers,
-    blame_file,
     open_parquet,
     unify,
     with_null_marks,
@@ -33,8 +33,6 @@ from aiodata.sources.footers import (
 from aiodata.sources.int96 import Int96File
 from aiodata.sources.pruning import can_be_true, constant
 from aiodata.sources.scan import Scan, View
-
-PARQUET = FileKind("Parquet", (".parquet", ".parq", ".pq"))
 
 # Footers that are read before the first row: of more files, so many decide the schema, the others are checked.
 _MAX_FOOTERS = 1024
@@ -102,6 +100,17 @@ class ParquetPiece:
         found = (file.path, file.filesystem, file.size, file.modified_ns, file.partition)
         return _piece, (*found, self.scan, self.weight, self.first, self.stop)
 
+    @property
+    def num_rows(self) -> int | None:
+        """The rows of its row groups, if its footer is known and there is no filter."""
+        if self.footer is None or self.scan.filter is not None:
+            return None
+        metadata = self.footer.metadata
+        if self.stop is None and not self.first:
+            return int(metadata.num_rows)
+        stop = metadata.num_row_groups if self.stop is None else self.stop
+        return sum(int(metadata.row_group(group).num_rows) for group in range(self.first, stop))
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it stands for no block."""
         return self
@@ -112,7 +121,7 @@ class ParquetPiece:
         if first == self.stop:
             yield self._nothing()
             return
-        with blame_file(self.file.path), self.file.filesystem.open_input_file(self.file.path) as handle:
+        with blame_file(self.file.path, PARQUET), self.file.filesystem.open_input_file(self.file.path) as handle:
             file, footer = self._open(handle)
             stop = footer.metadata.num_row_groups if self.stop is None else self.stop
             is_empty = True

@@ -74,6 +74,11 @@ class SimulatedPiece:
         """Bytes of its blocks."""
         return self.source.blocks_per_piece * self.source.bytes_per_block
 
+    @property
+    def num_rows(self) -> int | None:
+        """None: a simulated function takes blocks."""
+        return None
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself: it stands for no block."""
         return self

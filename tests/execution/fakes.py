@@ -300,6 +300,11 @@ class IdsPiece:
         """Bytes of the rows."""
         return ROW_BYTES * len(self.ids)
 
+    @property
+    def num_rows(self) -> int | None:
+        """Unknown: a fake task has no batches."""
+        return None
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself."""
         return self

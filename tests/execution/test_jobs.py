@@ -5,18 +5,20 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, pairwise
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from aiodata.bundle import RefBundle
-from aiodata.execution.jobs import Job, JobQueue, divide
+from aiodata.execution.jobs import Job, JobQueue, align, divide
 from aiodata.execution.ordering import OutputOrder
-from aiodata.plan.pieces import BlockPiece
+from aiodata.plan.pieces import BlockPiece, Piece
 from aiodata.plan.work import Position
 from tests.execution.fakes import FakeBlock
 from tests.plan.pieces import UnitsPiece
+from tests.plan.running import ids
 
 MIB = 1 << 20
 
@@ -256,3 +258,37 @@ def test_jobs_on_blocks_are_whole_batches_but_the_last(
     assert [row for job in rows for row in job] == list(range(first))
     assert all(len(job) % batch_rows == 0 for job in rows[:-1])
     assert (len(queue), queue.num_bundle_bytes) == (0, 0)
+
+
+def rows_read(piece: Piece) -> list[int]:
+    return [row for chunk in piece.read(0, 0, 1 << 20) for row in chunk.table["id"].to_pylist()]
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    sizes=st.lists(st.integers(0, 12), min_size=1, max_size=20),
+    num_tasks=st.integers(1, 8),
+    batch_rows=st.integers(1, 15),
+    resume_at=st.integers(0, 40),
+)
+def test_jobs_on_small_pieces_are_whole_batches_but_the_last(
+    sizes: list[int], num_tasks: int, batch_rows: int, resume_at: int
+) -> None:
+    bounds = [0, *accumulate(sizes)]
+    given_pieces = [UnitsPiece(str(a), (ids(a, b - a),), chunk_rows=5) for a, b in pairwise(bounds)]
+    jobs = align(divide(given_pieces, num_tasks), batch_rows)
+    rows = [[row for piece in job for row in rows_read(piece)] for job in jobs]
+    assert [row for job in rows for row in job] == list(range(bounds[-1]))
+    assert all(len(job) % batch_rows == 0 for job in rows[:-1])
+    for piece in (piece for job in jobs for piece in job):
+        every = rows_read(piece)
+        assert len(every) == piece.num_rows
+        at = min(resume_at, len(every))
+        resumed = [row for chunk in piece.read(0, at, 1 << 20) for row in chunk.table["id"].to_pylist()]
+        assert resumed == every[at:]
+
+
+def test_large_pieces_are_not_read_twice() -> None:
+    large = UnitsPiece("large", (ids(0, 200_000),))
+    jobs = [(large,), (large,)]
+    assert align(jobs, 7) == jobs

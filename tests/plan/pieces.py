@@ -24,6 +24,11 @@ class UnitsPiece:
         """Bytes of all units."""
         return sum(int(unit.nbytes) for unit in self.units)
 
+    @property
+    def num_rows(self) -> int | None:
+        """Rows of all units."""
+        return sum(int(unit.num_rows) for unit in self.units)
+
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return itself."""
         return self

@@ -40,7 +40,14 @@ def _moments(unit: str) -> list[int]:
     per_second = _SECONDS[unit]
     if unit == "ns":
         return [0, 1, -1, 1_700_000_000 * per_second + 1, _MOST, -_MOST]
-    return [0, 1, -1, 1_700_000_000 * per_second, YEAR_1 * 86_400 * per_second, (YEAR_9999 + 1) * 86_400 * per_second - 1]
+    return [
+        0,
+        1,
+        -1,
+        1_700_000_000 * per_second,
+        YEAR_1 * 86_400 * per_second,
+        (YEAR_9999 + 1) * 86_400 * per_second - 1,
+    ]
 
 
 def _integers(bits: int, *, signed: bool) -> list[int]:
@@ -62,8 +69,8 @@ POOLS: dict[pa.DataType, list[Any]] = {
     pa.decimal128(10, 3): [Decimal(one) for one in ("0.000", "1.500", "-9999999.999")],
     pa.decimal128(38, 5): [Decimal(one) for one in ("0.00000", "1.50000", "9" * 33 + ".99999")],
     pa.decimal256(50, 2): [Decimal(one) for one in ("0.00", "1.50", "-" + "9" * 48 + ".99")],
-    **{kind: _TEXTS for kind in (pa.string(), pa.large_string(), pa.string_view())},
-    **{kind: _BYTES for kind in (pa.binary(), pa.large_binary(), pa.binary_view())},
+    **dict.fromkeys((pa.string(), pa.large_string(), pa.string_view()), _TEXTS),
+    **dict.fromkeys((pa.binary(), pa.large_binary(), pa.binary_view()), _BYTES),
     pa.binary(3): [b"abc", b"\0\0\0"],
     pa.date32(): [0, -1, 19_000, YEAR_1, YEAR_9999],
     pa.date64(): [one * 86_400_000 for one in (0, -1, 19_000, YEAR_1, YEAR_9999)],
@@ -321,7 +328,9 @@ def cases(draw: Draw, *, max_columns: int = 3, goes_together: bool = True, in_fi
     are_writable = all(map(_is_for_parquet, [kind for every in columns.values() for kind in every]))
     is_stored = are_writable if in_files is None else in_files
     is_stored = is_stored and are_writable and draw(st.integers(0, 3)) > 0
-    partitions = draw(st.sampled_from([None, None, ["k=1", "k=02", "k=-3"], ["k=1", "k=-3", "k=__HIVE_DEFAULT_PARTITION__"]]))
+    partitions = draw(
+        st.sampled_from([None, None, ["k=1", "k=02", "k=-3"], ["k=1", "k=-3", "k=__HIVE_DEFAULT_PARTITION__"]])
+    )
     pieces = []
     for index in range(count):
         own = draw(st.permutations(names)) if draw(st.booleans()) else names

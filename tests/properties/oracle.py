@@ -151,7 +151,7 @@ _RULES: tuple[tuple[Callable[[Any], bool], Callable[[Any, Any], pa.DataType | No
 )
 
 
-class DoesNotFit(Exception):  # noqa: N818 - it is no error of a test.
+class DoesNotFit(Exception):
     """A value of one type is none of the other, as the year 9999 in nanoseconds."""
 
 

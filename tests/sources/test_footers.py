@@ -15,8 +15,8 @@ from aiodata.errors import AiodataError, SourceError
 from aiodata.plan.source import raise_it
 from aiodata.sources import footers as footers_module
 from aiodata.sources.files import check_paths, find_files
-from aiodata.sources.footers import Footers
-from aiodata.sources.parquet import PARQUET, ParquetPiece, ParquetSource
+from aiodata.sources.footers import PARQUET, Footers
+from aiodata.sources.parquet import ParquetPiece, ParquetSource
 
 
 @pytest.fixture

@@ -49,18 +49,21 @@ class RayRuntime:
         num_cpus: CPUs that its tasks may use at a time.
         store_bytes: Memory of the cluster's object stores, in bytes.
         session: Its connection to Ray.
+        free: What of the cluster's resources is free.
     """
 
     name = "ray"
 
-    def __init__(self, options: ExecutionOptions, num_cpus: int, store_bytes: int, session: Session) -> None:
+    def __init__(
+        self, options: ExecutionOptions, num_cpus: int, store_bytes: int, session: Session, free: dict[str, float]
+    ) -> None:
         """Prepare; `open_ray` is what callers use."""
         self.num_cpus = num_cpus
         self.store_bytes = store_bytes
         self._options = options
         self._session = session
         self._stages: list[RayStage] = []
-        self._starts = Starts(lambda: session.is_down)
+        self._starts = Starts(lambda: session.is_down, free)
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
         """Pickle the chain once; store it once if it is large."""
@@ -134,14 +137,20 @@ async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
     await ensure_ray()
     session = Session()
     with session.watched():
-        resources = await ask_in_thread(ray.cluster_resources)
+        # Waited for in any case: it must not go on while Ray is shut down.
+        resources, free = await call_in_thread(_resources, grace_s=math.inf)
         cluster_cpus = int(resources.get("CPU", 1))
         num_cpus = min(options.num_cpus or cluster_cpus, cluster_cpus) or 1
-        runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session)
+        runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session, free)
         try:
             yield runtime
         finally:
             runtime.close()
+
+
+def _resources() -> tuple[dict[str, float], dict[str, float]]:
+    """Return what the cluster has, and what of that is free."""
+    return ray.cluster_resources(), ray.available_resources()
 
 
 class RayStage:

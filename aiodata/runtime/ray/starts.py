@@ -16,7 +16,6 @@ from functools import partial
 from time import perf_counter
 
 import ray
-from ray.exceptions import RayError
 
 from aiodata.concurrency import run_in_thread
 from aiodata.plan.nodes import Resources
@@ -95,21 +94,21 @@ class Starts:
 
     Args:
         is_down: Whether Ray was shut down.
+        free: What of the cluster's resources was free when the run began.
 
     Attributes:
         seen_s: When something was seen to have started or ended last.
     """
 
-    def __init__(self, is_down: Callable[[], bool]) -> None:
+    def __init__(self, is_down: Callable[[], bool], free: dict[str, float]) -> None:
         """Begin to look."""
         self.seen_s = perf_counter()
         self._is_down = is_down
         self._submitted: dict[int, Start] = {}
-        self._free: dict[str, float] | None = None
+        self._free = free
         # Since when what waits has done so, and after how many seconds that is looked into next.
         self._since_s = 0.0
         self._next_s = _SHORT_S
-        run_in_thread(self._note_free)
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
 
@@ -153,23 +152,16 @@ class Starts:
             self._next_s = waited_s - waited_s % _LONG_S + _LONG_S
             run_in_thread(partial(self._warn, start.stage.needs, waited_s))
 
-    def _note_free(self) -> None:
-        """Note what was free when the run began; runs in a thread."""
-        with suppress(RayError):
-            if not self._is_down():
-                self._free = ray.available_resources()
-
     def _warn(self, needs: dict[str, float], waited_s: float) -> None:
         """Say what the run waits for; runs in a thread. At first, only if it is sure that others have it."""
-        with suppress(RayError):
+        with suppress(Exception):  # Ray was shut down just now.
             if self._is_down():
                 return
             total, free, held = ray.cluster_resources(), ray.available_resources(), _held_here()
-            before = free if self._free is None else self._free
             lacking = [
                 name
                 for name, need in needs.items()
-                if need > min(before.get(name, 0.0), total.get(name, 0.0) - held.get(name, 0.0))
+                if need > min(self._free.get(name, 0.0), total.get(name, 0.0) - held.get(name, 0.0))
             ]
             if lacking or waited_s >= _LONG_S:
                 _logger.warning("%s", _describe(needs, lacking, waited_s, total, free, held))
@@ -186,7 +178,7 @@ def _describe(
     each = " and ".join(f"{need:g} {name}" for name, need in needs.items() if need) or "0 CPU"
     names = lacking or [name for name, need in needs.items() if need]
     have = "".join(
-        f", {free.get(name, 0.0):g} of the cluster's {total.get(name, 0.0):g} {name} are free"
+        f", {free.get(name, 0.0):g} of the cluster's {total.get(name, 0.0):g} {name}s are free"
         + (f" and this process holds {held[name]:g}" if held.get(name) else "")
         for name in names
     )

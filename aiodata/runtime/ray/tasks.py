@@ -55,7 +55,9 @@ class RayTask:
         self._latest: ray.ObjectRef | None = None
         self._has_ended = False
         self._start = start
+        # Whether the next report has no blocks, but says that the task has started; and what came right after that one.
         self._is_announced = start is not None and start.announces
+        self._early: list[Pair] = []
         self._is_listening = False
         self.is_cancelled = False
         self._held = HeldOutputs(max_held_bytes) if max_held_bytes else None
@@ -69,13 +71,15 @@ class RayTask:
         # While it listens there is none: its driver asks again after each, and to look costs more than to listen.
         if self._is_listening or self._session.is_down:
             return []
-        pairs = self._take_all()
+        pairs = [*self._early, *self._take_all()]
+        self._early.clear()
         if not self._has_ended:
             self._listen()
         return pairs
 
     def cancel(self) -> None:
         """Ask Ray to stop the task, unless it has said goodbye; to drop its generator would not stop it."""
+        self._early.clear()
         if self._may_be_cancelled():
             ray.cancel(self._generator)
             self.is_cancelled = True
@@ -151,6 +155,11 @@ class RayTask:
 
     def _tell(self) -> None:
         self._is_listening = False
+        if self._is_announced and not self._session.is_down:
+            self._early = self._take_all()
+            if not self._early and not self._has_ended:
+                self._listen()
+                return
         self._on_ready(self)
 
 
