@@ -387,15 +387,16 @@ class TaskOperator:
 
     @property
     def _released(self) -> deque[RefBundle]:
-        """Where bundles go that may leave, as far as their order is concerned."""
-        return self._early if self.is_learning else self._outputs
+        """Where bundles go that may leave, as far as their order is concerned: behind those that have left it."""
+        return self._early if self.is_learning or self._early else self._outputs
 
     def _leave_order(self) -> None:
         """Let go of what waited for the schemas, if they are known now; then of the order, if none is asked for."""
         if self.is_learning and sum(bundle.num_rows for bundle in self._early) >= MAX_ROWS:
             self._end_learning()
-        if self._early and not self.is_learning:
+        if self._learning.num_functions and self._schema is None and not self.is_learning:
             self._schema = self._learning.output_schema()
+        if self._early and not self.is_learning:
             self._outputs += self._early
             self._early.clear()
         may_leave = self._order.preserves and not self._run.options.preserve_order
