@@ -16,6 +16,7 @@ from aiodata.errors import (
     SplitBusyError,
     SplitLostError,
     TaskError,
+    UnknownColumnError,
 )
 from aiodata.iterator import Batches, BatchIterator
 from aiodata.options import ExecutionOptions, SplitOptions
@@ -67,6 +68,7 @@ __all__ = [
     "SplitService",
     "SplitStats",
     "TaskError",
+    "UnknownColumnError",
     "attach",
     "from_arrow",
     "from_items",

@@ -12,7 +12,7 @@ The type depends on the values' types, and on the shapes of arrays, but never on
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
 
@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from aiodata.casts import cast_exactly
-from aiodata.kinds import is_permuted, unify_all_types
+from aiodata.kinds import is_list_like, is_permuted, unify_all_types
 from aiodata.memory import copy_array
 
 # Units that Arrow has no types for, with the next finer one that it has.
@@ -187,6 +187,10 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
         nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
         if nested is not None:
             return nested
+    if _has_masked(rows):  # Arrow takes what is masked for values.
+        nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
+        if nested is not None:
+            return nested
     try:
         return _with_nanoseconds(pa.array(rows, from_pandas=nan_is_null), rows)
     except _FAILURES as error:
@@ -225,17 +229,31 @@ def _is_array(value: Any) -> bool:
     return isinstance(value, np.ndarray) or (hasattr(type(value), "__array__") and not isinstance(value, np.generic))
 
 
+def _has_masked(rows: Iterable[Any]) -> bool:
+    """Whether arrays somewhere in structs and lists have masked values."""
+    for row in rows:
+        if np.ma.is_masked(row):
+            return True
+        if isinstance(row, Mapping):
+            if _has_masked(row.values()):
+                return True
+        elif isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.dtype.kind == "O"):
+            # What is in a list is of one sort.
+            first = next((one for one in row if one is not None), None)
+            if isinstance(first, Mapping | list | tuple | np.ndarray) and _has_masked(row):
+                return True
+    return False
+
+
 def _from_arrays(name: str, rows: list[Any], hint: pa.DataType | None) -> pa.Array:
     """Make tensors, or lists, of arrays and None."""
-    masked = [row if isinstance(row, np.ma.MaskedArray) else None for row in rows]
     arrays = [None if row is None else row if isinstance(row, np.ndarray) else _to_numpy(name, row) for row in rows]
-    if any(row is not None and np.ma.getmaskarray(row).any() for row in masked):
-        raise ValueError(f"column {name!r}: arrays in a list cannot be masked; give one masked array")
     shapes = {array.shape for array in arrays if array is not None}
     dimensions = {len(shape) for shape in shapes}
     if dimensions == {0}:
-        return _from_list(name, [None if one is None else one[()] for one in arrays], hint, nan_is_null=False)
-    if dimensions == {1}:
+        scalars = [None if one is None or np.ma.is_masked(one) else one[()] for one in arrays]
+        return _from_list(name, scalars, hint, nan_is_null=False)
+    if dimensions == {1} or (0 not in dimensions and _is_list_of_lists(hint)):
         return _to_lists(name, arrays, hint)
     if len(shapes) > 1:
         raise ValueError(
@@ -243,6 +261,13 @@ def _from_arrays(name: str, rows: list[Any], hint: pa.DataType | None) -> pa.Arr
             "dimensions need one shape; pad them, or flatten them to one dimension and keep the shapes in a column"
         )
     return _stack(name, arrays, next(iter(shapes)), hint)
+
+
+def _is_list_of_lists(hint: pa.DataType | None) -> bool:
+    """Whether a type is lists, of any lengths, of what may look like an array of more dimensions."""
+    if hint is None or not is_list_like(hint) or types.is_fixed_size_list(hint):
+        return False
+    return is_list_like(hint.value_type) or isinstance(hint.value_type, pa.FixedShapeTensorType)
 
 
 def _shown(shapes: set[tuple[int, ...]]) -> str:
@@ -255,7 +280,8 @@ def _stack(
 ) -> pa.Array:
     present = [_with_arrow_dtype(name, one) for one in arrays if one is not None]
     nulls = np.array([one is None for one in arrays])
-    if len({one.dtype for one in present}) == 1 and not nulls.any():
+    is_masked = any(map(np.ma.is_masked, present))
+    if len({one.dtype for one in present}) == 1 and not nulls.any() and not is_masked:
         return _to_tensors(name, np.stack(present), hint)
     flat = _join(name, [one.reshape(-1) for one in present])
     size = int(np.prod(shape))
@@ -263,6 +289,8 @@ def _stack(
         places = np.full((len(arrays), size), -1, np.int64)
         places[~nulls] = np.arange(len(flat)).reshape(-1, size)
         flat = flat.take(pa.array(places.reshape(-1), mask=places.reshape(-1) < 0))
+    if is_masked and size:
+        nulls |= np.array([one is not None and bool(np.ma.getmaskarray(one).all()) for one in arrays])
     return _wrap_tensors(flat, len(arrays), pa.fixed_shape_tensor(flat.type, shape), nulls)
 
 
@@ -285,12 +313,14 @@ def _wrap_lists(lengths: list[int], flat: pa.Array) -> pa.Array:
 
 def _join(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType | None = None) -> pa.Array:
     """Put arrays of one dimension end to end as one of the type that holds the values of all exactly."""
+    if any(array.ndim > 1 for array in arrays):
+        return _join_rows(name, arrays, hint)
     dtypes = {array.dtype for array in arrays}
     if len(dtypes) == 1 and arrays[0].dtype.kind in "biufmM":
-        joined = _with_arrow_dtype(name, np.concatenate(arrays))
-        return _as_moments(_infer(name, joined), hint)
+        return to_array(name, _concatenate(arrays), hint)
     if all(array.dtype.kind in "OUST" for array in arrays):
-        return _from_list(name, list(chain.from_iterable(arrays)), hint, nan_is_null=False)
+        values = [None if value is np.ma.masked else value for value in chain.from_iterable(arrays)]
+        return _from_list(name, values, hint, nan_is_null=False)
     parts = [to_array(name, array, hint) for array in arrays if len(array)] or [pa.nulls(0)]
     kind = unify_all_types(list(dict.fromkeys(part.type for part in parts)))
     if kind is None:
@@ -302,6 +332,20 @@ def _join(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType |
         return pa.concat_arrays([cast_exactly(part, kind) for part in parts])
     except ValueError as error:
         raise _no_array(name, error) from error
+
+
+def _join_rows(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType | None) -> pa.Array:
+    """Put arrays of more dimensions end to end, whose rows are values of one column."""
+    if len({(array.dtype, array.shape[1:]) for array in arrays}) == 1 and arrays[0].dtype.kind != "O":
+        return to_array(name, _concatenate(arrays), hint)
+    return _from_list(name, list(chain.from_iterable(arrays)), hint, nan_is_null=False)
+
+
+def _concatenate(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    if not any(map(np.ma.is_masked, arrays)):
+        return np.concatenate(arrays)
+    data, masks = map(np.ma.getdata, arrays), map(np.ma.getmaskarray, arrays)
+    return np.ma.MaskedArray(np.concatenate(list(data)), np.concatenate(list(masks)))
 
 
 def _has_map(kind: pa.DataType) -> bool:

@@ -119,7 +119,8 @@ def _is_read_only(values: np.ndarray[Any, Any]) -> bool:
 def _have_read_only_values(values: np.ndarray[Any, Any]) -> bool:
     """Whether all objects in an array are None, or arrays of plain values that nobody can write to."""
     return all(
-        one is None or (type(one) is np.ndarray and one.dtype.kind != "O" and not one.flags.writeable) for one in values
+        one is None or (type(one) in (np.ndarray, np.ma.MaskedArray) and one.dtype.kind != "O" and _is_read_only(one))
+        for one in values
     )
 
 

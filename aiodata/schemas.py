@@ -29,7 +29,7 @@ def mark_nulls(field: pa.Field, *, has_nulls: bool | None) -> pa.Field:
     metadata = {key: value for key, value in (field.metadata or {}).items() if key != _NULLS}
     if has_nulls is not None:
         metadata[_NULLS] = b"some" if has_nulls else b"none"
-    return field.with_metadata(metadata or None)
+    return field.with_metadata(metadata) if metadata else field.remove_metadata()
 
 
 def has_nulls(field: pa.Field) -> bool | None:
@@ -45,7 +45,7 @@ def mark_categories(field: pa.Field, *, are_known: bool) -> pa.Field:
     metadata = {key: value for key, value in (field.metadata or {}).items() if key != _CATEGORIES}
     if are_known:
         metadata[_CATEGORIES] = b"known"
-    return field.with_metadata(metadata or None)
+    return field.with_metadata(metadata) if metadata else field.remove_metadata()
 
 
 def has_known_categories(field: pa.Field) -> bool:

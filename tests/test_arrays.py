@@ -96,6 +96,31 @@ def test_masked_objects_are_null() -> None:
     assert to_array("x", np.ma.array(objects("a", "b"), mask=[True, False])).to_pylist() == [None, "b"]
 
 
+BYTES = np.ma.array([1, 5], mask=[False, True], dtype=np.int8)
+SQUARES = np.ma.array([[1, 2], [3, 4]], mask=[[False, True], [False, False]])
+
+
+@pytest.mark.parametrize(
+    ("values", "kind", "rows"),
+    [
+        ([BYTES, None, BYTES[:1]], pa.list_(pa.int8()), [[1, None], None, [1]]),
+        (objects(BYTES, BYTES[:1]), pa.list_(pa.int8()), [[1, None], [1]]),
+        ([[BYTES], []], pa.list_(pa.list_(pa.int8())), [[[1, None]], []]),
+        ([{"a": BYTES}, None], pa.struct([("a", pa.list_(pa.int8()))]), [{"a": [1, None]}, None]),
+        ([[{"a": BYTES}]], pa.list_(pa.struct([("a", pa.list_(pa.int8()))])), [[{"a": [1, None]}]]),
+        ([BYTES[0], BYTES[1]], pa.int8(), [1, None]),
+        ([np.ma.array(["a", "b"], mask=[False, True])], pa.list_(pa.string()), [["a", None]]),
+        ([SQUARES, np.ones((2, 2), int)], pa.fixed_shape_tensor(pa.int64(), [2, 2]), [[1, None, 3, 4], [1] * 4]),
+        ([np.ma.array(np.ones((2, 2), int), mask=True)], pa.fixed_shape_tensor(pa.int64(), [2, 2]), [None]),
+    ],
+    ids=["list", "objects", "nested", "struct", "list of structs", "scalars", "texts", "tensors", "masked tensor"],
+)
+def test_masked_values_of_arrays_in_rows_are_null(values: Any, kind: pa.DataType, rows: list[Any]) -> None:
+    array = to_array("x", values)
+    assert array.type == kind
+    assert array.to_pylist() == rows
+
+
 def test_large_integers_are_unsigned() -> None:
     for values in ([2**63 + 1], [1, None, 2**63]):
         array = to_array("x", values)

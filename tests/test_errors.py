@@ -20,6 +20,7 @@ from aiodata import (
     SplitBusyError,
     SplitLostError,
     TaskError,
+    UnknownColumnError,
     errors,
 )
 
@@ -27,6 +28,7 @@ ERRORS = [
     TaskError("map_batches(double)", "jan.parquet, row group 3", (10, 20), "ZeroDivisionError: division by zero"),
     TaskError("map_batches(double)", "jan.parquet", None, "KeyError: 'x'"),
     SourceError("jan.parquet", "it does not exist"),
+    UnknownColumnError("select_columns(['x'])", "there is no column 'x'"),
     *(
         kind("words")
         for kind in (

@@ -74,7 +74,12 @@ def test_columns_that_stay_have_their_types_beside_new_ones(array: pa.Array) -> 
     table = pa.table({"x": array})
     # Arrow cannot make lists of some types numpy's.
     assume("fixed_size_binary" not in str(array.type) or pa.types.is_fixed_size_binary(array.type))
-    block = returned(table, lambda batch: {**batch, "renamed": batch["x"], "new": np.zeros(len(batch["x"]))})
+    try:
+        given = given_of(table)
+    except ValueError:
+        assume(False)  # A time of day with nanoseconds, which is refused.
+    block = as_block({**given.batch, "renamed": given.batch["x"], "new": np.zeros(len(array))}, given=given)
+    block.validate(full=True)
     assert block.schema.types == [array.type, array.type, pa.float64()]
     assert shown(block["x"]) == shown(block["renamed"]) == shown(table["x"])
 
@@ -158,7 +163,7 @@ def test_values_changed_in_place_are_not_taken_for_untouched() -> None:
 
     def replace(batch: Any) -> Any:
         batch["s"][0]["a"] = 7
-        batch["l"][1] = np.array([{"b": 7}], dtype=object)
+        batch["l"][1][0]["b"] = 7
         return batch
 
     block = returned(table, replace)
@@ -214,6 +219,17 @@ def test_struct_member_that_a_function_adds_stays() -> None:
     ids=str,
 )
 @pytest.mark.parametrize("batch_format", FORMATS)
+@pytest.mark.parametrize(
+    "rows", [[[[1, None]], [], None, [[3, 4], [5, 6]]], [[[1, 2]], [[3, 4]]]], ids=["ragged", "equal"]
+)
+@pytest.mark.parametrize("batch_format", ["numpy", "pandas"])
+def test_lists_of_fixed_size_lists_come_back_whatever_rows_share_a_batch(batch_format: str, rows: list[Any]) -> None:
+    table = pa.table({"x": pa.array(rows, pa.list_(pa.list_(pa.int64(), 2)))})
+    block = returned(table, lambda batch: {"x": batch["x"].copy()}, batch_format)
+    assert block.schema == table.schema
+    assert block["x"].to_pylist() == rows
+
+
 def test_rows_in_another_order_have_the_type_that_they_went_in_with(
     kind: pa.DataType, values: list[Any], batch_format: str
 ) -> None:
@@ -282,5 +298,5 @@ def test_marks_of_what_went_in_are_not_those_of_what_comes_out() -> None:
     schema = pa.schema([pa.field("x", pa.int64(), metadata={"aiodata.nulls": "none"})], metadata={"pandas": "{}"})
     table = pa.table([[1]], schema=schema)
     for block in (returned(table, lambda batch: batch, "pyarrow"), as_block(table)):
-        assert block.schema.field("x").metadata is None
-        assert block.schema.metadata is None
+        assert not block.schema.field("x").metadata
+        assert not block.schema.metadata

@@ -387,18 +387,12 @@ async def test_failure_while_materializing_is_that_of_the_run(runtime: str) -> N
 
 @local_only
 async def test_local_blocks_live_as_long_as_the_dataset(runtime: str) -> None:
-    arrays: list[weakref.ref[Any]] = []
-
-    def note(batch: Batch) -> Batch:
-        made = batch["id"] + 1
-        arrays.append(weakref.ref(made))
-        return {"id": made}
-
-    stored = await counted(runtime).map_batches(note).materialize()
+    stored = await counted(runtime).map_batches(lambda batch: {"id": batch["id"] + 1}).materialize()
+    tables = [weakref.ref(bundle.ref.table) async for bundle in stored.aiter_bundles()]
     assert await collect(stored) == list(range(1, 101))
-    assert all(array() is not None for array in arrays)
+    assert all(table() is not None for table in tables)
     del stored
-    await until(lambda: all(array() is None for array in arrays), "blocks are left")
+    await until(lambda: all(table() is None for table in tables), "blocks are left")
 
 
 @pytest.mark.slow

@@ -42,6 +42,7 @@ PUBLIC = [
     "SplitService",
     "SplitStats",
     "TaskError",
+    "UnknownColumnError",
     "attach",
     "from_arrow",
     "from_items",
