@@ -23,7 +23,7 @@ from aiodata.plan.pieces import Origin
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
 from aiodata.rows import python_rows
-from aiodata.schemas import without_marks
+from aiodata.schemas import duplicates, without_marks
 from aiodata.sources.memory import StoredSource
 from aiodata.split import SplitIterator, split_plan
 
@@ -117,6 +117,9 @@ class Dataset(IterationVerbs):
     def select_columns(self, names: str | Sequence[str]) -> Dataset:
         """Keep some columns, in the order given; a source reads no others.
 
+        Raises:
+            OptionError: There are no names, or one comes twice.
+
         Example:
             >>> import asyncio, aiodata
             >>> asyncio.run(aiodata.from_items([{"a": 1, "b": 2}]).select_columns("b").take())
@@ -125,6 +128,8 @@ class Dataset(IterationVerbs):
         columns = (names,) if isinstance(names, str) else tuple(names)
         if not columns:
             raise OptionError("names=[] must name at least one column")
+        if twice := duplicates(columns):
+            raise OptionError(f"names={names!r} has {twice} more than once; name each column once")
         return self._then(Apply(SelectColumns(columns)))
 
     def filter(self, expression: pc.Expression) -> Dataset:
