@@ -21,7 +21,7 @@ import pyarrow as pa
 from pyarrow import types
 
 from aiodata.casts import cast_exactly
-from aiodata.kinds import is_permuted, unify_all_types
+from aiodata.kinds import is_list_like, is_permuted, unify_all_types
 from aiodata.memory import copy_array
 
 # Units that Arrow has no types for, with the next finer one that it has.
@@ -187,8 +187,7 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
         nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
         if nested is not None:
             return nested
-    if _has_masked(rows):
-        # Arrow takes what is masked for values.
+    if _has_masked(rows):  # Arrow takes what is masked for values.
         nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
         if nested is not None:
             return nested
@@ -233,13 +232,9 @@ def _is_array(value: Any) -> bool:
 def _has_masked(rows: Iterable[Any]) -> bool:
     """Whether arrays somewhere in structs and lists have masked values."""
     for row in rows:
-        if isinstance(row, np.ma.MaskedArray):
-            if np.ma.is_masked(row):
-                return True
-        elif isinstance(row, Mapping):
-            if _has_masked(row.values()):
-                return True
-        elif isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.dtype.kind == "O"):
+        if np.ma.is_masked(row) or (isinstance(row, Mapping) and _has_masked(row.values())):
+            return True
+        if isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.dtype.kind == "O"):
             # What is in a list is of one sort.
             first = next((one for one in row if one is not None), None)
             if isinstance(first, Mapping | list | tuple | np.ndarray) and _has_masked(row):
@@ -255,7 +250,7 @@ def _from_arrays(name: str, rows: list[Any], hint: pa.DataType | None) -> pa.Arr
     if dimensions == {0}:
         scalars = [None if one is None or np.ma.is_masked(one) else one[()] for one in arrays]
         return _from_list(name, scalars, hint, nan_is_null=False)
-    if dimensions == {1}:
+    if dimensions == {1} or (0 not in dimensions and _is_list_of_lists(hint)):
         return _to_lists(name, arrays, hint)
     if len(shapes) > 1:
         raise ValueError(
@@ -263,6 +258,13 @@ def _from_arrays(name: str, rows: list[Any], hint: pa.DataType | None) -> pa.Arr
             "dimensions need one shape; pad them, or flatten them to one dimension and keep the shapes in a column"
         )
     return _stack(name, arrays, next(iter(shapes)), hint)
+
+
+def _is_list_of_lists(hint: pa.DataType | None) -> bool:
+    """Whether a type is lists, of any lengths, of what may look like an array of more dimensions."""
+    if hint is None or not is_list_like(hint) or types.is_fixed_size_list(hint):
+        return False
+    return is_list_like(hint.value_type) or isinstance(hint.value_type, pa.FixedShapeTensorType)
 
 
 def _shown(shapes: set[tuple[int, ...]]) -> str:
@@ -308,14 +310,11 @@ def _wrap_lists(lengths: list[int], flat: pa.Array) -> pa.Array:
 
 def _join(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType | None = None) -> pa.Array:
     """Put arrays of one dimension end to end as one of the type that holds the values of all exactly."""
+    if any(array.ndim > 1 for array in arrays):
+        return _join_rows(name, arrays, hint)
     dtypes = {array.dtype for array in arrays}
     if len(dtypes) == 1 and arrays[0].dtype.kind in "biufmM":
-        if any(map(np.ma.is_masked, arrays)):
-            data = np.concatenate([np.ma.getdata(array) for array in arrays])
-            mask = np.concatenate([np.ma.getmaskarray(array) for array in arrays])
-            return _from_masked(name, np.ma.MaskedArray(data, mask), hint)
-        joined = _with_arrow_dtype(name, np.concatenate(arrays))
-        return _as_moments(_infer(name, joined), hint)
+        return to_array(name, _concatenate(arrays), hint)
     if all(array.dtype.kind in "OUST" for array in arrays):
         values = [None if value is np.ma.masked else value for value in chain.from_iterable(arrays)]
         return _from_list(name, values, hint, nan_is_null=False)
@@ -330,6 +329,20 @@ def _join(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType |
         return pa.concat_arrays([cast_exactly(part, kind) for part in parts])
     except ValueError as error:
         raise _no_array(name, error) from error
+
+
+def _join_rows(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataType | None) -> pa.Array:
+    """Put arrays of more dimensions end to end, whose rows are values of one column."""
+    if len({(array.dtype, array.shape[1:]) for array in arrays}) == 1 and arrays[0].dtype.kind != "O":
+        return to_array(name, _concatenate(arrays), hint)
+    return _from_list(name, list(chain.from_iterable(arrays)), hint, nan_is_null=False)
+
+
+def _concatenate(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
+    if not any(map(np.ma.is_masked, arrays)):
+        return np.concatenate(arrays)
+    masks = np.concatenate(list(map(np.ma.getmaskarray, arrays)))
+    return np.ma.MaskedArray(np.concatenate(list(map(np.ma.getdata, arrays))), masks)
 
 
 def _has_map(kind: pa.DataType) -> bool:
