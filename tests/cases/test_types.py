@@ -129,13 +129,13 @@ def test_column_that_one_file_does_not_know_has_one_dtype_everywhere(
         seen = {name: set[str]() for name in FORMATS}
         for num_cpus in (1, 16):
             ds = aiodata.read_parquet(tmp_path).with_options(runtime="local", num_cpus=num_cpus, preserve_order=True)
-            for options in ({"batch_size": 1}, {"batch_size": 2}, {"batch_size": 4, "local_shuffle_buffer_size": 3}):
+            ways: list[dict[str, Any]] = [{"batch_size": 1}, {"batch_size": 2}]
+            for options in (*ways, {"batch_size": 4, "local_shuffle_buffer_size": 3}):
                 for batch_format in FORMATS:
                     batches = [one async for one in ds.aiter_batches(batch_format=batch_format, **options)]
                     seen[batch_format] |= dtypes(batches)
-            assert (await blocks(ds, batch_size=4))["x"].to_pylist() == [*values.to_pylist(), None, None] + (
-                values.to_pylist()
-            )
+            rows = (await blocks(ds, batch_size=4))["x"].to_pylist()
+            assert rows == [*values.to_pylist(), None, None, *values.to_pylist()]
         assert {name: len(one) for name, one in seen.items()} == dict.fromkeys(FORMATS, 1)
         assert seen["numpy"] == {dtype}
 
@@ -215,7 +215,7 @@ async def test_what_no_type_holds_exactly_is_an_error_that_names_column_and_type
 @pytest.mark.parametrize(
     "options", [{"batch_size": 3}, {"batch_size": 1}, {"batch_size": 2, "local_shuffle_buffer_size": 4}]
 )
-async def test_categories_are_the_same_in_all_batches(runtime: str, options: dict[str, int]) -> None:
+async def test_categories_are_the_same_in_all_batches(runtime: str, options: dict[str, Any]) -> None:
     tables = [pa.table({"c": pa.array(list(values)).dictionary_encode()}) for values in ("abab", "cccc", "ca")]
     ds = aiodata.from_arrow(tables).with_options(runtime=runtime, preserve_order=True)
     frames = [frame async for frame in ds.aiter_batches(batch_format="pandas", **options)]
@@ -233,7 +233,8 @@ def test_categories_beside_strings_are_strings_for_any_number_of_cpus(tmp_path: 
 
     async def check() -> None:
         ds = aiodata.read_parquet(tmp_path).with_options(runtime="local", num_cpus=num_cpus)
-        for options in ({"batch_size": None}, {"batch_size": 5}, {"batch_size": 4, "local_shuffle_buffer_size": 10}):
+        ways: list[dict[str, Any]] = [{"batch_size": None}, {"batch_size": 5}]
+        for options in (*ways, {"batch_size": 4, "local_shuffle_buffer_size": 10}):
             frames = [frame async for frame in ds.aiter_batches(batch_format="pandas", **options)]
             assert sum(map(len, frames)) == 36
             assert dtypes(frames, "c") == {"str"}
