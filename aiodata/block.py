@@ -170,10 +170,11 @@ def _as_column(name: str, values: Any, given: Given | None) -> pa.Array | pa.Chu
         return _from_table(pa.table({name: column}), given, is_declared=is_arrow).column(0)
     if given is None:
         return to_array(name, values)
-    source = given.name_of(values)
-    array = to_array(name, values, given.type_of(source or name), copy=True)
-    array = _restored(array, source or name, given, is_declared=_is_declared(values))
-    original = None if source is None else _unchanged(source, values, array, given)
+    # A copy is no other column.
+    source = given.name_of(values) or name
+    array = to_array(name, values, given.type_of(source), copy=True)
+    array = _restored(array, source, given, is_declared=_is_declared(values))
+    original = _unchanged(source, values, array, given)
     return array if original is None else original
 
 

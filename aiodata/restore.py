@@ -14,6 +14,9 @@ from pyarrow import types
 from aiodata.casts import cast_exactly
 from aiodata.kinds import is_bytes, is_list_like, is_permuted, is_text
 
+# Extension types of which all values of their storage are values; text, in contrast, is not always JSON.
+_ANY_STORAGE = (pa.UuidType, pa.Bool8Type)
+
 
 def restore(
     array: pa.Array, hint: pa.DataType, *, is_declared: bool = True, categories: pa.Array | None = None
@@ -35,6 +38,9 @@ def restore(
             if _aim(array.type, hint.storage_type, is_declared).equals(hint.storage_type):
                 return pa.ExtensionArray.from_storage(hint, cast_exactly(array, hint.storage_type))
             return array
+        if isinstance(hint, _ANY_STORAGE):
+            storage = restore(array, hint.storage_type, is_declared=is_declared)
+            return pa.ExtensionArray.from_storage(hint, storage) if storage.type.equals(hint.storage_type) else array
         kind = _aim(array.type, hint, is_declared)
         if kind.equals(array.type):
             return array

@@ -251,17 +251,6 @@ def test_rows_in_another_order_have_the_type_that_they_went_in_with(
 
 
 @pytest.mark.parametrize(
-    "rows", [[[[1, None]], [], None, [[3, 4], [5, 6]]], [[[1, 2]], [[3, 4]]]], ids=["ragged", "equal"]
-)
-@pytest.mark.parametrize("batch_format", ["numpy", "pandas"])
-def test_lists_of_fixed_size_lists_come_back_whatever_rows_share_a_batch(batch_format: str, rows: list[Any]) -> None:
-    table = pa.table({"x": pa.array(rows, pa.list_(pa.list_(pa.int64(), 2)))})
-    block = returned(table, lambda batch: {"x": batch["x"].copy()}, batch_format)
-    assert block.schema == table.schema
-    assert block["x"].to_pylist() == rows
-
-
-@pytest.mark.parametrize(
     ("before", "after"),
     [
         (pa.int64(), np.array([1.0, 2.0])),

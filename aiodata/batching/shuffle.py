@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aiodata.block import concat_blocks
-from aiodata.schemas import has_known_categories, with_plain_types
+from aiodata.schemas import conform, has_known_categories, with_plain_types
 
 # Rows before a shuffle per row of `buffer_rows`: more would copy less often, and hold more rows.
 _FILL_FACTOR = 2
@@ -52,9 +52,10 @@ class ShuffleBuffer:
     `buffer_rows`. So a row is copied 4 times at most, amortised over the stream: twice when chunks are
     combined, once or less to stay, once to leave.
 
-    The order depends on the arguments and on the rows, not on how blocks divide them. Types without a gathering
-    kernel in Arrow leave as the plain type of the same values: string and binary views as large strings and
-    binaries, list views as large lists, run-end encoded columns and dictionaries inside other types decoded.
+    The order depends on the arguments and on the rows, not on how blocks divide them. Rows stay as the plain types of
+    the same values, where Arrow has no gathering kernel or would refer to all of a dictionary: string and binary views
+    as large strings and binaries, list views as lists, run-end encoded columns and dictionaries inside other types
+    decoded. They leave as what they came as, if that is the same for all blocks.
 
     The owner pushes `rows_wanted` rows. As long as `is_due`, it runs `job()`, in a thread if it likes, and has the
     result accepted. A job that was cancelled may be run again.
@@ -78,6 +79,8 @@ class ShuffleBuffer:
         self._buffer_rows = buffer_rows
         self._batch_rows = batch_rows
         self._seed = tuple(seed)
+        # That of all blocks that were pushed; None: none was, or they differ.
+        self._schema: pa.Schema | None = None
         # The rows that the last shuffle kept come first.
         self._blocks: list[pa.Table] = []
         self._rows = 0
@@ -125,6 +128,10 @@ class ShuffleBuffer:
             raise ValueError("a block has rows but no columns; select at least one column")
         if block.num_rows > self.rows_wanted:
             raise ValueError(f"a block of {block.num_rows} rows, where {self.rows_wanted} are wanted; push a slice")
+        if not self._rows and not self._fill:
+            self._schema = block.schema
+        elif self._schema is not None and not block.schema.equals(self._schema):
+            self._schema = None
         self._blocks.append(block)
         self._rows += block.num_rows
 
@@ -142,7 +149,7 @@ class ShuffleBuffer:
         """
         if not self.is_due:
             raise RuntimeError(f"no shuffle is due; push {self.rows_wanted} more rows")
-        shuffle = partial(_shuffle, tuple(self._blocks), self._seed, self._fill, self._rows_to_draw())
+        shuffle = partial(_shuffle, tuple(self._blocks), self._schema, self._seed, self._fill, self._rows_to_draw())
         return partial(shuffle, self._batch_rows, self._kept_numbers, self._num_drawn)
 
     def accept(self, result: Shuffled) -> pa.Table:
@@ -190,6 +197,7 @@ class ShuffleBuffer:
 
 def _shuffle(
     blocks: Sequence[pa.Table],
+    schema: pa.Schema | None,
     seed: Sequence[int],
     fill: int,
     num_drawn: int,
@@ -211,9 +219,10 @@ def _shuffle(
     kept = np.flatnonzero(stays)
     # One column at a time, so that no more than one is there three times over.
     columns = [_copy_rows(table.select([index]), drawn, kept) for index in range(table.num_columns)]
+    leaving = pa.Table.from_arrays([column for column, _ in columns], schema=table.schema)
     return Shuffled(
         fill,
-        pa.Table.from_arrays([column for column, _ in columns], schema=table.schema),
+        leaving if schema is None else conform(leaving, schema),
         pa.Table.from_arrays([column for _, column in columns], schema=table.schema),
         _numbers(kept, old, drawn_before),
         _numbers(_oldest(drawn, kept, batch_rows), old, drawn_before),

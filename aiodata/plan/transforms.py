@@ -327,7 +327,11 @@ class FilterRows(Transform):
         return source.with_filter(self.expression)
 
     def apply(self, rows: Iterable[Rows], control: Control, outputs: OutputSchema) -> Generator[Rows, None, None]:
-        """Filter each table; null counts as false."""
+        """Filter each table; null counts as false.
+
+        Raises:
+            OptionError: The expression cannot be evaluated on such columns, whatever their values.
+        """
         for table, origin in rows:
             if not table.num_rows:
                 continue
@@ -342,6 +346,8 @@ class FilterRows(Transform):
         try:
             return filter_table(table, self.expression)
         except (pa.ArrowException, TypeError, ValueError) as error:
+            # What a function's columns are is not known before; else a plan with this filter is refused as a whole.
+            check_expression(self.name, self.expression, table.schema)
             reason = explain_failure(error, table.schema)
             raise TaskError(self.name, origin.source, origin.rows, reason) from error
 

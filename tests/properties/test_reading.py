@@ -112,7 +112,13 @@ def _dtypes(batch: Any) -> dict[str, str]:
 
 def _shown(batch: Any) -> list[str]:
     columns = batch.values() if isinstance(batch, dict) else [batch[name] for name in batch.columns]
-    return [repr(row) for row in zip(*(list(column) for column in columns), strict=True)]
+    return [repr(row) for row in zip(*map(_values, columns), strict=True)]
+
+
+def _values(column: Any) -> list[Any]:
+    # Pandas cannot show moments out of Python's range.
+    moments = getattr(getattr(column, "array", None), "asi8", None)
+    return list(column if moments is None else moments)
 
 
 @examples(100)
