@@ -20,10 +20,11 @@ from aiodata.plan.control import blame
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
 from aiodata.plan.pieces import Origin
+from aiodata.plan.selecting import given_columns
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
 from aiodata.rows import python_rows
-from aiodata.schemas import duplicates, without_marks
+from aiodata.schemas import without_marks
 from aiodata.sources.memory import StoredSource
 from aiodata.split import SplitIterator, split_plan
 
@@ -125,12 +126,7 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.from_items([{"a": 1, "b": 2}]).select_columns("b").take())
             [{'b': 2}]
         """
-        columns = (names,) if isinstance(names, str) else tuple(names)
-        if not columns:
-            raise OptionError("names=[] must name at least one column")
-        if twice := duplicates(columns):
-            raise OptionError(f"names={names!r} has {twice} more than once; name each column once")
-        return self._then(Apply(SelectColumns(columns)))
+        return self._then(Apply(SelectColumns(given_columns("names", names))))
 
     def filter(self, expression: pc.Expression) -> Dataset:
         """Keep the rows for which an expression is true; right after a source, it skips what it need not read.
