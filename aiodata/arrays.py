@@ -276,12 +276,9 @@ def _is_array(value: Any) -> bool:
 def _has_masked(rows: Iterable[Any]) -> bool:
     """Whether arrays somewhere in structs and lists have masked values."""
     for row in rows:
-        if np.ma.is_masked(row):
+        if np.ma.is_masked(row) or (isinstance(row, Mapping) and _has_masked(row.values())):
             return True
-        if isinstance(row, Mapping):
-            if _has_masked(row.values()):
-                return True
-        elif isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.dtype.kind == "O"):
+        if isinstance(row, list | tuple) or (isinstance(row, np.ndarray) and row.dtype.kind == "O"):
             # What is in a list is of one sort.
             first = next((one for one in row if one is not None), None)
             if isinstance(first, Mapping | list | tuple | np.ndarray) and _has_masked(row):
@@ -388,8 +385,8 @@ def _join_rows(name: str, arrays: Sequence[np.ndarray[Any, Any]], hint: pa.DataT
 def _concatenate(arrays: Sequence[np.ndarray[Any, Any]]) -> np.ndarray[Any, Any]:
     if not any(map(np.ma.is_masked, arrays)):
         return np.concatenate(arrays)
-    data, masks = map(np.ma.getdata, arrays), map(np.ma.getmaskarray, arrays)
-    return np.ma.MaskedArray(np.concatenate(list(data)), np.concatenate(list(masks)))
+    masks = np.concatenate(list(map(np.ma.getmaskarray, arrays)))
+    return np.ma.MaskedArray(np.concatenate(list(map(np.ma.getdata, arrays))), masks)
 
 
 def _has_map(kind: pa.DataType) -> bool:

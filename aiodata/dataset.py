@@ -20,6 +20,7 @@ from aiodata.plan.control import blame
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
 from aiodata.plan.pieces import Origin
+from aiodata.plan.selecting import given_columns
 from aiodata.plan.transforms import FilterRows, SelectColumns
 from aiodata.query import count_rows, find_schema
 from aiodata.rows import python_rows
@@ -117,15 +118,15 @@ class Dataset(IterationVerbs):
     def select_columns(self, names: str | Sequence[str]) -> Dataset:
         """Keep some columns, in the order given; a source reads no others.
 
+        Raises:
+            OptionError: There are no names, or one comes twice.
+
         Example:
             >>> import asyncio, aiodata
             >>> asyncio.run(aiodata.from_items([{"a": 1, "b": 2}]).select_columns("b").take())
             [{'b': 2}]
         """
-        columns = (names,) if isinstance(names, str) else tuple(names)
-        if not columns:
-            raise OptionError("names=[] must name at least one column")
-        return self._then(Apply(SelectColumns(columns)))
+        return self._then(Apply(SelectColumns(given_columns("names", names))))
 
     def filter(self, expression: pc.Expression) -> Dataset:
         """Keep the rows for which an expression is true; right after a source, it skips what it need not read.

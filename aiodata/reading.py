@@ -14,6 +14,7 @@ from aiodata.dataset import Dataset
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions, at_least
 from aiodata.plan.nodes import Plan, Read
+from aiodata.plan.selecting import given_columns
 from aiodata.plan.source import Source
 from aiodata.schemas import check_names, with_plain_types
 from aiodata.sources.files import check_paths
@@ -27,7 +28,7 @@ _MEMORY_BLOCK_BYTES = 32 << 20
 def read_parquet(
     paths: str | os.PathLike[str] | Sequence[str | os.PathLike[str]],
     *,
-    columns: Sequence[str] | None = None,
+    columns: str | Sequence[str] | None = None,
     filter: pc.Expression | None = None,  # noqa: A002 - the field's name for it.
     filesystem: Any = None,
     partitioning: str | None = "hive",
@@ -38,7 +39,7 @@ def read_parquet(
     Args:
         paths: A file, a directory (with its subdirectories), a glob (`*` within a directory, `**` across), a URI that
             `pyarrow.fs` knows (`s3://...`), or a list of these. Files are read in the order of their paths.
-        columns: The columns to read; None: all.
+        columns: The column or columns to read; None: all.
         filter: The rows to read, as a `pyarrow.compute.Expression`; row groups whose statistics rule them out are
             skipped.
         filesystem: A `pyarrow.fs` or fsspec file system that the paths are in; None: local, or the URI's.
@@ -59,15 +60,14 @@ def read_parquet(
     found = check_paths(paths, filesystem)
     if filter is not None and not isinstance(filter, pc.Expression):
         raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
-    if columns is not None and not columns:
-        raise OptionError("columns=[] must name at least one column")
+    chosen = None if columns is None else given_columns("columns", columns)
     if partitioning not in ("hive", None):
         raise OptionError(f"partitioning={partitioning!r} must be 'hive', or None to take no columns from directories")
     if schema is not None and not isinstance(schema, pa.Schema):
         raise OptionError(
             f"schema={schema!r} must be a pyarrow.Schema, or None to take what holds the values of all files"
         )
-    return _dataset(ParquetSource(found, None if columns is None else tuple(columns), filter, partitioning, schema))
+    return _dataset(ParquetSource(found, chosen, filter, partitioning, schema))
 
 
 def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - as in every such library.

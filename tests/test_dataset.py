@@ -236,6 +236,12 @@ async def test_filter_drops_rows_for_which_it_is_false_or_null(runtime: str) -> 
     assert (await ds.filter(pc.field("x") > 9).take_batch())["x"].tolist() == []
 
 
+def test_a_column_that_is_selected_twice_is_refused_whatever_the_source() -> None:
+    for ds in (aiodata.range(2), aiodata.from_items([{"id": 1}]), aiodata.read_parquet("x.parquet")):
+        with pytest.raises(aiodata.OptionError, match=r"\['id'\] more than once; name each column once"):
+            ds.select_columns(["id", "id"])
+
+
 async def test_verbs_can_be_chained(runtime: str) -> None:
     ds = counted(runtime).filter(pc.field("id") >= 10).map_batches(lambda batch: {**batch, "y": batch["id"] * 2})
     ds = ds.select_columns("y").limit(50).filter(pc.field("y") < 30).map_batches(same, batch_size=3)

@@ -94,7 +94,7 @@ async def fetch_rows(runtime: Runtime, bundle: RefBundle) -> pa.Table:
 
 
 def _conform(rows: pa.Table, bundle: RefBundle) -> pa.Table:
-    with blame("union", Origin(bundle.metadata.source, (bundle.start, bundle.stop))):
+    with blame("conform", Origin(bundle.metadata.source, (bundle.start, bundle.stop))):
         return conform(rows, bundle.schema)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
-from itertools import groupby, pairwise
+from itertools import chain, groupby, pairwise
 from operator import attrgetter
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from aiodata.block import concat_blocks
-from aiodata.schemas import conform, with_plain_types
+from aiodata.schemas import conform, has_known_categories, with_plain_types
 
 # Rows before a shuffle per row of `buffer_rows`: more would copy less often, and hold more rows.
 _FILL_FACTOR = 2
@@ -249,41 +249,43 @@ def _copy_rows(table: pa.Table, drawn: _Indices, kept: _Indices) -> tuple[pa.Chu
     with suppress(pa.ArrowInvalid):
         table = table.combine_chunks()
     [column] = table.columns
-    return _take(column, drawn), _take(column, kept)
+    is_whole = has_known_categories(table.schema.field(0))
+    return _take(column, drawn, is_whole=is_whole), _take(column, kept, is_whole=is_whole)
 
 
-def _take(column: pa.ChunkedArray, indices: _Indices) -> pa.ChunkedArray:
-    """Return copies of rows, in the order of the indices."""
+def _take(column: pa.ChunkedArray, indices: _Indices, *, is_whole: bool) -> pa.ChunkedArray:
+    """Return copies of rows, in the order of the indices; `is_whole`: with their whole dictionary."""
     # Even a slice without rows would hold on to the buffers.
     if not len(indices):
         return pa.chunked_array([], column.type)
     try:
         chunks = column.take(pa.array(indices)).chunks
     except pa.ArrowInvalid:
-        chunks = _take_apart(column.chunks, indices)
-    return pa.chunked_array([_with_own_dictionary(chunk) for chunk in chunks], column.type)
+        chunks = _take_apart(column.chunks, indices, is_whole=is_whole)
+    return pa.chunked_array([_with_own_dictionary(chunk, is_whole=is_whole) for chunk in chunks], column.type)
 
 
-def _take_apart(chunks: Sequence[pa.Array], indices: _Indices) -> list[pa.Array]:
+def _take_apart(chunks: Sequence[pa.Array], indices: _Indices, *, is_whole: bool) -> list[pa.Array]:
     """Return copies of rows as several arrays, where 32-bit offsets or small dictionary indices do not suffice."""
     # Nobody can tell beforehand how many rows fit: that depends on which ones they are.
     try:
-        return [_take_chunkwise(chunks, indices)]
+        return [_take_chunkwise(chunks, indices, is_whole=is_whole)]
     except pa.ArrowInvalid:
         if len(indices) == 1:
             raise
     half = len(indices) // 2
-    return [*_take_apart(chunks, indices[:half]), *_take_apart(chunks, indices[half:])]
+    parts = (_take_apart(chunks, part, is_whole=is_whole) for part in (indices[:half], indices[half:]))
+    return list(chain.from_iterable(parts))
 
 
-def _take_chunkwise(chunks: Sequence[pa.Array], indices: _Indices) -> pa.Array:
+def _take_chunkwise(chunks: Sequence[pa.Array], indices: _Indices, *, is_whole: bool) -> pa.Array:
     """Return copies of rows, combining none of the others."""
     order = np.argsort(indices)
     ascending = indices[order]
     starts = np.cumsum([0, *map(len, chunks)])
     spans = pairwise(np.searchsorted(ascending, starts))
     pieces = [
-        _with_own_dictionary(chunk.take(pa.array(ascending[first:last] - start)))
+        _with_own_dictionary(chunk.take(pa.array(ascending[first:last] - start)), is_whole=is_whole)
         for chunk, start, (first, last) in zip(chunks, starts[:-1], spans, strict=True)
         if first < last
     ]
@@ -292,17 +294,18 @@ def _take_chunkwise(chunks: Sequence[pa.Array], indices: _Indices) -> pa.Array:
     return pa.concat_arrays(pieces).take(pa.array(places))
 
 
-def _with_own_dictionary(array: pa.Array) -> pa.Array:
+def _with_own_dictionary(array: pa.Array, *, is_whole: bool) -> pa.Array:
     """Copy the dictionary, if the array has one: `take` shares it with its input.
 
     One with more values than there are rows is cut down to those in use: if each block has its own values, those of
-    every block that has passed would add up. The values of an ordered one mean something as a whole.
+    every block that has passed would add up. The values of an ordered one mean something as a whole, and one that all
+    blocks are known to have (`is_whole`) is what all batches have.
     """
     if not pa.types.is_dictionary(array.type):
         return array
     indices, values, is_ordered = array.indices, array.dictionary, array.type.ordered
     used = pa.array(np.arange(len(values)))
-    if len(values) > len(array) and not is_ordered:
+    if len(values) > len(array) and not is_ordered and not is_whole:
         used = pc.unique(indices).drop_null()
         indices = pc.index_in(indices, used).cast(indices.type)
     return pa.DictionaryArray.from_arrays(indices, values.take(used), ordered=is_ordered)

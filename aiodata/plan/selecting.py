@@ -4,8 +4,28 @@ from __future__ import annotations
 
 from collections.abc import Collection, Sequence
 
-from aiodata.errors import UnknownColumnError
-from aiodata.schemas import near_miss
+from aiodata.errors import OptionError, UnknownColumnError
+from aiodata.schemas import duplicates, near_miss
+
+
+def given_columns(option: str, names: str | Sequence[str]) -> tuple[str, ...]:
+    """Return the columns that are asked for.
+
+    Args:
+        option: The argument that they are given by, for errors.
+        names: One or more names.
+
+    Raises:
+        OptionError: There is none, or one that is no string, or one that comes twice.
+    """
+    columns = (names,) if isinstance(names, str) else tuple(names)
+    if not columns:
+        raise OptionError(f"{option}={names!r} must name at least one column")
+    if not all(isinstance(one, str) for one in columns):
+        raise OptionError(f"{option}={names!r} must be names of columns, which are strings")
+    if twice := duplicates(columns):
+        raise OptionError(f"{option}={names!r} has {twice} more than once; name each column once")
+    return columns
 
 
 def check_columns(name: str, wanted: Sequence[str], known: Collection[str]) -> None:

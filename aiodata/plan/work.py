@@ -244,7 +244,7 @@ class _Feed:
             if chunk is None:
                 return
             if (schema := self._work.input_schema) is not None:
-                with blame("union", chunk.origin):
+                with blame("conform", chunk.origin):
                     chunk = replace(chunk, table=conform(chunk.table, schema))
             yield chunk
             origin = chunk.origin.without_rows()

@@ -34,6 +34,9 @@ from aiodata.sources.int96 import Int96File
 from aiodata.sources.pruning import can_be_true, constant
 from aiodata.sources.scan import Scan, View
 
+# Bytes of files that are read at once.
+_SMALL_BYTES = 256 << 10
+
 # Footers that are read before the first row: of more files, so many decide the schema, the others are checked.
 _MAX_FOOTERS = 1024
 
@@ -122,6 +125,8 @@ class ParquetPiece:
             yield self._nothing()
             return
         with blame_file(self.file.path, PARQUET), self.file.filesystem.open_input_file(self.file.path) as handle:
+            if self._is_small and first == 0:
+                handle = pa.BufferReader(handle.read_buffer())
             file, footer = self._open(handle)
             stop = footer.metadata.num_row_groups if self.stop is None else self.stop
             is_empty = True
@@ -132,6 +137,11 @@ class ParquetPiece:
                     del chunk
             if is_empty:
                 yield self._nothing()
+
+    @property
+    def _is_small(self) -> bool:
+        """Whether all of a file is wanted that is quicker read at once than column by column."""
+        return self.file.size <= _SMALL_BYTES and not self.first and self.stop is None and self.scan.takes_all
 
     def _chunks(
         self, handle: Any, file: Any, footer: Footer, groups: Sequence[int], row: int, chunk_bytes: int

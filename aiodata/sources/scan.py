@@ -99,6 +99,11 @@ class Scan:
         return _scan, (self._full, tuple(self.schema.names), self.filter, self._partitions, self._is_strict)
 
     @property
+    def takes_all(self) -> bool:
+        """Whether all columns and rows of the files are yielded."""
+        return self._is_strict and self.filter is None
+
+    @property
     def read_schema(self) -> pa.Schema:
         """What the filter is given: what is yielded, and what only the filter looks at."""
         return self._read

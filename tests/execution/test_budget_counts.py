@@ -65,6 +65,7 @@ async def test_peak_is_what_blocks_take_and_a_few_that_are_on_their_way(function
         bundles = [bundle async for bundle in iterator]
         live = memory_of(bundles)
         budget = iterator.stats().budget
+    assert budget is not None
     assert live >= live_mib * MIB
     # Beside the blocks that are kept, what the tasks of each stage have been given, and what they are making of it.
     assert live <= budget.peak_live_bytes + MIB
@@ -77,7 +78,9 @@ async def test_all_is_counted_out_when_blocks_that_share_memory_are_gone() -> No
     async with ds.aiter_bundles() as iterator:
         async for bundle in iterator:
             del bundle
-        assert iterator.stats().budget.live_bytes <= 8 * MIB
+        budget = iterator.stats().budget
+    assert budget is not None
+    assert budget.live_bytes <= 8 * MIB
 
 
 def test_shared_memory_counts_with_the_block_that_lives_longer() -> None:

@@ -239,9 +239,9 @@ def test_jobs_on_blocks_are_whole_batches_but_the_last(
     def take_all() -> None:
         while queue.may_take():
             job = queue.take(2, 1, max_blocks)
-            rows.append([row for ref, piece in zip(job.refs, job.pieces, strict=True) for row in rows_of(ref, piece)])
+            rows.append([row for ref, piece in zip(job.refs, job.pieces, strict=True) for row in rows_in(ref, piece)])
 
-    def rows_of(ref: FakeBlock, piece: object) -> list[int]:
+    def rows_in(ref: FakeBlock, piece: object) -> list[int]:
         assert isinstance(piece, BlockPiece)
         return list(ref.ids[piece.start : piece.stop])
 

@@ -162,9 +162,7 @@ def test_outcome_does_not_depend_on_cpus(kinds: list[str], preserve_order: bool)
 
     made = aiodata.range(len(kinds), num_blocks=len(kinds)).map_batches(change, batch_size=1)
     seen = [
-        aiodata.run(
-            lambda cpus=cpus: outcome(made.with_options(runtime="local", num_cpus=cpus, preserve_order=preserve_order))
-        )
+        aiodata.run(outcome, made.with_options(runtime="local", num_cpus=cpus, preserve_order=preserve_order))
         for cpus in (1, 2, 8)
     ]
     # Of several errors, any may be told; but whether there is one does not depend on the CPUs.
