@@ -45,7 +45,6 @@ async def check_refusal(ds: aiodata.Dataset, expected: Expected) -> None:
         assert {told} == {await reason(ds.schema), await reason(ds.count), await reason(ds.take)}
     else:
         assert "does not fit" in told
-        assert (await ds.schema()).names == expected.schema.names
 
 
 SHUFFLES = st.sampled_from([None, None, 1, 3, 100])
@@ -116,7 +115,9 @@ def _shown(batch: Any) -> list[str]:
 
 
 def _values(column: Any) -> list[Any]:
-    # Pandas cannot show moments out of Python's range.
+    # Pandas cannot show moments out of Python's range, nor can polars.
+    if hasattr(column, "to_physical"):
+        return oracle.kept(column.to_arrow())
     moments = getattr(getattr(column, "array", None), "asi8", None)
     return list(column if moments is None else moments)
 
