@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -46,6 +47,7 @@ MADE: dict[str, Callable[[Any], dict[str, Any]]] = {
 }
 
 
+@pytest.mark.slow
 @examples(120)
 @given(
     made=st.lists(st.sampled_from(sorted(MADE)), min_size=1, max_size=5),
@@ -68,9 +70,9 @@ def test_types_that_change_give_one_outcome_for_any_cpus(
             schema = await ds.schema()
             batches = [batch async for batch in ds.aiter_batches(batch_size=2, batch_format="pyarrow")]
             assert await ds.count() == sum(batch.num_rows for batch in batches)
-        except aiodata.TaskError as error:
+        except aiodata.TaskError:
             # Of several errors any may be told, but whether there is one does not depend on chance.
-            return error.operator
+            return "an error"
         for batch in batches:
             assert batch.schema == schema
         rows = [row for batch in batches for row in oracle.rows_of(batch)]
