@@ -320,7 +320,7 @@ class TaskOperator:
     def _pass_on(self, task: DataOpTask, ref: BlockRef, metadata: OutputMetadata) -> None:
         self.counters.add(metadata, task.job.number)
         if metadata.block.num_rows:
-            self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._released)
+            self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._released())
 
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
         """Skip a block that was dropped, if that may be; one of a void task's is made again."""
@@ -360,7 +360,7 @@ class TaskOperator:
         if end.rest is not None:
             self._jobs.add_rest(task.job.rest(end.rest))
         else:
-            self._order.finish(task.job.number, self._released)
+            self._order.finish(task.job.number, self._released())
 
     def _settle(self) -> None:
         """See to what tasks have taken for granted, as far as it is known to be true, or not to be."""
@@ -376,18 +376,19 @@ class TaskOperator:
                 self._conclude(claim.task, claim.end)
         self._leave_order()
 
-    @property
     def _released(self) -> deque[RefBundle]:
-        """Where bundles go that may leave, as far as their order is concerned."""
-        return self._early if self.is_learning else self._outputs
+        """Return where bundles go that may leave, as far as their order is concerned."""
+        if self.is_learning:
+            return self._early
+        self._outputs += self._early
+        self._early.clear()
+        return self._outputs
 
     def _leave_order(self) -> None:
         """Let go of what waited for the schemas, if they are known now; then of the order, if none is needed."""
-        if not self.is_learning:
-            self._outputs += self._early
-            self._early.clear()
+        released = self._released()
         if self._order.preserves and not self._must_be_in_order:
-            self._order.release(self._outputs)
+            self._order.release(released)
 
     def _end_learning(self) -> None:
         """Leave unknown what is so far: columns of nulls alone."""

@@ -203,18 +203,42 @@ async def outcome(
 
 
 def same_in_any_order(
-    made: aiodata.Dataset, choices: Sequence[int], num_cpus: int = 3, **options: Any
-) -> tuple[Any, ...]:
-    """Check that a run gives what one task after the other gives; return it."""
+    make: Callable[[int], aiodata.Dataset],
+    num_rows: int,
+    rows_per_block: int,
+    choices: Sequence[int],
+    store_bytes: int = 1 << 40,
+    **options: Any,
+) -> None:
+    """Check that a run of several blocks gives what one task gives that is given all rows.
+
+    Args:
+        make: Makes a dataset of so many blocks.
+        num_rows: Its rows.
+        rows_per_block: Rows per block.
+        choices: What happens next.
+        store_bytes: Room for blocks.
+        **options: The run's.
+    """
     run_options = OPTIONS.override(**options)
+    num_blocks = -(-num_rows // rows_per_block)
 
-    async def both() -> tuple[Any, Any]:
-        one = await outcome(made._plan, run_options, 1, lambda _: 0)
-        return one, await outcome(made._plan, run_options, num_cpus, chooser(choices))
+    async def all_of_them() -> list[Any]:
+        return [
+            await outcome(make(1)._plan, run_options, 1, lambda _: 0),
+            await outcome(make(num_blocks)._plan, run_options, 1, chooser(choices), store_bytes),
+            await outcome(make(num_blocks)._plan, run_options, 3, chooser(choices), store_bytes),
+        ]
 
-    expected, seen = aiodata.run(both)
-    assert seen == expected
-    return expected
+    expected, one_cpu, three_cpus = aiodata.run(all_of_them)
+    assert one_cpu == expected
+    assert three_cpus == expected
+
+
+def mapped(kinds: list[str], num_blocks: int, **options: Any) -> aiodata.Dataset:
+    return aiodata.range(len(kinds), num_blocks=min(num_blocks, len(kinds))).map_batches(
+        scripted(kinds), batch_size=1, **options
+    )
 
 
 @settings(max_examples=300, deadline=None)
@@ -222,9 +246,10 @@ def same_in_any_order(
 def test_outcome_does_not_depend_on_who_is_first(
     kinds: list[str], choices: list[int], preserve_order: bool, max_errored_blocks: int, rows_per_block: int
 ) -> None:
-    made = aiodata.range(len(kinds), num_blocks=-(-len(kinds) // rows_per_block))
     same_in_any_order(
-        made.map_batches(scripted(kinds), batch_size=1),
+        lambda num_blocks: mapped(kinds, num_blocks),
+        len(kinds),
+        rows_per_block,
         choices,
         preserve_order=preserve_order,
         max_errored_blocks=max_errored_blocks,
@@ -236,9 +261,13 @@ def test_outcome_does_not_depend_on_who_is_first(
 def test_second_function_is_given_the_same_types_whoever_is_first(
     kinds: list[str], choices: list[int], max_errored_blocks: int, rows_per_block: int
 ) -> None:
-    made = aiodata.range(len(kinds), num_blocks=-(-len(kinds) // rows_per_block))
-    twice = made.map_batches(scripted(kinds), batch_size=1).map_batches(describe_type, batch_format="pyarrow")
-    same_in_any_order(twice, choices, max_errored_blocks=max_errored_blocks)
+    same_in_any_order(
+        lambda num_blocks: mapped(kinds, num_blocks).map_batches(describe_type, batch_format="pyarrow"),
+        len(kinds),
+        rows_per_block,
+        choices,
+        max_errored_blocks=max_errored_blocks,
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -246,10 +275,11 @@ def test_second_function_is_given_the_same_types_whoever_is_first(
 def test_verbs_after_a_function_see_its_schema_whoever_is_first(
     kinds: list[str], choices: list[int], max_errored_blocks: int, rows_per_block: int, verb: str
 ) -> None:
-    made = aiodata.range(len(kinds), num_blocks=-(-len(kinds) // rows_per_block))
-    mapped = made.map_batches(scripted(kinds), batch_size=1)
-    after = mapped.filter(pc.field("y").is_null()) if verb == "filter" else mapped.select_columns(["y"])
-    same_in_any_order(after, choices, max_errored_blocks=max_errored_blocks)
+    def make(num_blocks: int) -> aiodata.Dataset:
+        made = mapped(kinds, num_blocks)
+        return made.filter(pc.field("y").is_null()) if verb == "filter" else made.select_columns(["y"])
+
+    same_in_any_order(make, len(kinds), rows_per_block, choices, max_errored_blocks=max_errored_blocks)
 
 
 @settings(max_examples=200, deadline=None)
@@ -257,9 +287,13 @@ def test_verbs_after_a_function_see_its_schema_whoever_is_first(
 def test_stage_of_its_own_learns_from_its_input_in_order(
     kinds: list[str], choices: list[int], max_errored_blocks: int, rows_per_block: int
 ) -> None:
-    made = aiodata.range(len(kinds), num_blocks=-(-len(kinds) // rows_per_block))
-    apart = made.map_batches(scripted(kinds), batch_size=1, num_cpus=1)
-    same_in_any_order(apart, choices, max_errored_blocks=max_errored_blocks)
+    same_in_any_order(
+        lambda num_blocks: mapped(kinds, num_blocks, num_cpus=1),
+        len(kinds),
+        rows_per_block,
+        choices,
+        max_errored_blocks=max_errored_blocks,
+    )
 
 
 @settings(max_examples=200, deadline=None)
@@ -267,6 +301,11 @@ def test_stage_of_its_own_learns_from_its_input_in_order(
 def test_unions_of_functions_have_one_schema_whoever_is_first(
     kinds: list[str], others: list[str], choices: list[int], preserve_order: bool, store_bytes: int
 ) -> None:
-    one = aiodata.range(len(kinds), num_blocks=len(kinds)).map_batches(scripted(kinds), batch_size=1)
-    two = aiodata.range(len(others), num_blocks=len(others)).map_batches(scripted(others), batch_size=1)
-    same_in_any_order(one.union(two), choices, preserve_order=preserve_order)
+    same_in_any_order(
+        lambda num_blocks: mapped(kinds, num_blocks).union(mapped(others, num_blocks)),
+        max(len(kinds), len(others)),
+        1,
+        choices,
+        store_bytes,
+        preserve_order=preserve_order,
+    )
