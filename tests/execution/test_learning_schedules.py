@@ -12,7 +12,7 @@ import anyio
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 import aiodata
@@ -46,6 +46,7 @@ KINDS: dict[str, Callable[[int], Any]] = {
     "fraction": lambda row: {"x": [row + 0.5]},
     "null": lambda row: {"x": [None]},
     "nulls": lambda row: {"x": [None] * 700},
+    "large": lambda row: {"x": [row] * 1000},
     "string": lambda row: {"x": [str(row)]},
     "new column": lambda row: {"x": [row], "y": [row]},
     "nothing": lambda row: {},
@@ -309,3 +310,16 @@ def test_unions_of_functions_have_one_schema_whoever_is_first(
         store_bytes,
         preserve_order=preserve_order,
     )
+
+
+@settings(max_examples=30, deadline=None)
+@given(CHOICES, st.integers(1, 30), st.booleans())
+@example([0], 30, False)
+def test_branch_that_has_no_rows_yet_has_room_though_another_has_filled_the_budget(
+    choices: list[int], num_without: int, preserve_order: bool
+) -> None:
+    one = mapped(["large"] * 30, 30)
+    two = mapped(["no rows"] * num_without + ["int"], num_without + 1)
+    options = OPTIONS.override(max_object_store_bytes=40_000, preserve_order=preserve_order)
+    _, rows, _ = aiodata.run(lambda: outcome(one.union(two)._plan, options, 2, chooser(choices)))
+    assert len(rows) == 30_001 if preserve_order else sum(rows.values()) == 30_001
