@@ -121,16 +121,16 @@ async def test_columns_that_older_files_lack_are_null_for_every_verb(runtime: st
         assert await read(columns=["id"], filter=expression).count() == len(want)
 
 
+def names_of(batch: Any) -> dict[str, list[str]]:
+    return {"names": ["|".join(batch if isinstance(batch, dict) else batch.columns)]}
+
+
 @pytest.mark.parametrize("num_cpus", [1, 4, 16])
 def test_functions_see_columns_that_older_files_lack(versions: Path, num_cpus: int) -> None:
     async def check() -> None:
         ds = aiodata.read_parquet(versions).with_options(runtime="local", num_cpus=num_cpus)
         for batch_format in ("numpy", "pandas", "polars"):
-            seen = ds.map_batches(
-                lambda batch: {"names": ["|".join(getattr(batch, "columns", batch))]},
-                batch_size=1,
-                batch_format=batch_format,
-            )
+            seen = ds.map_batches(names_of, batch_size=1, batch_format=batch_format)
             assert await seen.take() == [{"names": "id|score|extra"}] * 3
 
     aiodata.run(check)
