@@ -12,6 +12,7 @@ The type depends on the values' types, and on the shapes of arrays, but never on
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -28,6 +29,8 @@ from aiodata.sorts import what_is_mixed
 # Units that Arrow has no types for, with the next finer one that it has.
 _DATETIME_UNITS = {"Y": "D", "M": "D", "W": "D", "h": "s", "m": "s"}
 _DURATION_UNITS = {"W": "s", "D": "s", "h": "s", "m": "s"}
+
+_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 _FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError, KeyError)
 
@@ -196,6 +199,9 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
             return _from_arrays(name, rows, hint)
         if any(isinstance(row, int) and row >= 2**63 for row in rows):
             return _infer(name, rows, kind=pa.uint64())
+        moments = _from_moments(rows, hint)
+        if moments is not None:
+            return moments
         nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
         if nested is not None:
             return nested
@@ -203,6 +209,44 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
     if mixed := what_is_mixed(array.type, rows):
         raise ValueError(f"column {name!r} has {mixed}, which do not go together; give it values of one type")
     return array
+
+
+def _from_moments(rows: Sequence[Any], hint: pa.DataType | None) -> pa.Array | None:
+    """Make moments, or durations, of Python's and of numpy's, which stand for what is out of Python's range, in UTC."""
+    if hint is None or not (types.is_timestamp(hint) or types.is_duration(hint)):
+        return None
+    is_moment = types.is_timestamp(hint)
+    known = (np.datetime64, dt.datetime) if is_moment else (np.timedelta64, dt.timedelta)
+    present = [row for row in rows if row is not None]
+    if not all(isinstance(row, known) for row in present):
+        return None
+    if any(isinstance(row, dt.datetime) and (row.tzinfo is None) != (hint.tz is None) for row in present):
+        return None
+    numbers = [None if row is None else _nanoseconds(row) for row in rows]
+    nanoseconds = [number for number in numbers if number is not None]
+    if len(nanoseconds) < len(present):
+        return None
+    # As they were, unless they have become finer.
+    units = [hint.unit, "us", "ns"]
+    unit = next(one for one in units if all(number % _NANOSECONDS[one] == 0 for number in nanoseconds))
+    counts = [None if number is None else number // _NANOSECONDS[unit] for number in numbers]
+    if any(count is not None and not -(2**63) <= count < 2**63 for count in counts):
+        return None
+    return pa.array(counts, pa.int64()).view(pa.timestamp(unit, hint.tz) if is_moment else pa.duration(unit))
+
+
+def _nanoseconds(value: Any) -> int | None:
+    """Return a moment's distance from 1970, in UTC, or a duration; None: it is in another unit, or none at all."""
+    if isinstance(value, np.datetime64 | np.timedelta64):
+        unit, count = np.datetime_data(value.dtype)
+        return (
+            None
+            if np.isnat(value) or unit not in _NANOSECONDS
+            else int(value.astype(np.int64)) * count * _NANOSECONDS[unit]
+        )
+    if isinstance(value, dt.datetime):
+        value -= dt.datetime(1970, 1, 1, tzinfo=None if value.tzinfo is None else dt.UTC)
+    return int(value // dt.timedelta(microseconds=1)) * 1000 + int(getattr(value, "nanoseconds", 0))
 
 
 def _infer(name: str, values: Any, *, nan_is_null: bool = False, mask: Any = None, kind: Any = None) -> pa.Array:

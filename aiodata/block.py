@@ -247,7 +247,8 @@ def _unchanged(name: str, values: Any, made: Any, given: Given) -> pa.ChunkedArr
         if is_float and not made.null_count and not original.null_count:
             return None
     # Nulls and NaN may have become one, integers floats, and what is nested, or a time of day, of fewer digits.
-    is_lossy = is_float or kind.num_fields or types.is_time(kind) or not made.type.equals(kind)
+    storage = getattr(kind, "storage_type", kind)
+    is_lossy = is_float or storage.num_fields or types.is_time(kind) or not made.type.equals(kind)
     return given.if_same(name, values) if is_lossy else None
 
 

@@ -16,6 +16,23 @@ _NO_MATCH = re.compile(r"No match for FieldRef\.Name\((.*)\) in ")
 
 _MAX_TYPES_SHOWN = 20
 
+# Stands for an expression that Arrow cannot write out.
+UNSHOWN = "<an expression with bytes in it>"
+
+
+def show_expression(expression: Any) -> str:
+    """Return an expression as text, for names and errors.
+
+    Example:
+        >>> import pyarrow.compute as pc
+        >>> show_expression(pc.field("x") > 0)
+        '(x > 0)'
+    """
+    try:
+        return str(expression)
+    except UnicodeDecodeError:  # Arrow writes bytes out as they are.
+        return UNSHOWN
+
 
 def filter_table(table: pa.Table, expression: Any) -> pa.Table:
     """Return the rows for which an expression is true; null counts as false.

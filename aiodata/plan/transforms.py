@@ -23,7 +23,7 @@ from aiodata.plan.control import Control as Control
 from aiodata.plan.control import Stopped as Stopped
 from aiodata.plan.control import blame as blame
 from aiodata.plan.control import describe as describe
-from aiodata.plan.filtering import check_expression, explain_failure, filter_table
+from aiodata.plan.filtering import check_expression, explain_failure, filter_table, show_expression
 from aiodata.plan.input_batches import InputBatch, InputBatches
 from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Origin
@@ -310,7 +310,7 @@ class FilterRows(Transform):
     @property
     def name(self) -> str:
         """`filter(<expression>)`."""
-        return f"filter({self.expression})"
+        return f"filter({show_expression(self.expression)})"
 
     def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
         """Return the same schema.

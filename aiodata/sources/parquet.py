@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 from aiodata.bundle import RefBundle
 from aiodata.errors import OptionError, SourceError, UnknownColumnError
 from aiodata.plan.control import blame
-from aiodata.plan.filtering import filter_table
+from aiodata.plan.filtering import filter_table, show_expression
 from aiodata.plan.pieces import Chunk, Origin, Piece
 from aiodata.plan.source import Skip, Source, raise_it
 from aiodata.schemas import duplicates, near_miss
@@ -184,7 +184,7 @@ class ParquetPiece:
         return open_parquet(self.file.path, handle, self.scan.schemas)
 
     def _filter(self, table: pa.Table, origin: Origin) -> pa.Table:
-        with blame(f"filter({self.scan.filter})", origin):
+        with blame(f"filter({show_expression(self.scan.filter)})", origin):
             return filter_table(table, self.scan.filter)
 
     def _origin(self, decoded: Decoded, metadata: pq.FileMetaData) -> Origin:
@@ -248,7 +248,7 @@ class ParquetSource(Source):
     def name(self) -> str:
         """`read_parquet(<path>)`, with what is pushed down."""
         columns = "" if self.columns is None else f", columns={list(self.columns)}"
-        condition = "" if self.filter is None else f", filter={self.filter}"
+        condition = "" if self.filter is None else f", filter={show_expression(self.filter)}"
         return f"read_parquet({self.paths.name}{columns}{condition})"
 
     def with_columns(self, columns: tuple[str, ...]) -> Source | None:

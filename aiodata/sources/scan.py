@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from aiodata.errors import OptionError, SourceError, UnknownColumnError
-from aiodata.plan.filtering import filter_table
+from aiodata.plan.filtering import UNSHOWN, filter_table, show_expression
 from aiodata.schemas import SchemaError, conform, near_miss
 from aiodata.sources.footers import FileColumns, FileSchemas
 from aiodata.sources.layout import Layout
@@ -197,7 +197,7 @@ def _scan(
 
 def _names_in(expression: Any, schema: pa.Schema) -> tuple[str, ...]:
     """Return the columns that an expression needs, and perhaps some more; all, where that is not to be seen."""
-    text = str(expression)
+    text = show_expression(expression)
     names = [name for name in schema.names if re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text)]
     if not _goes_by_position(expression):
         try:
@@ -224,15 +224,18 @@ def check_filter(expression: Any, schema: pa.Schema) -> None:
         name = text.partition("No match for FieldRef.Name(")[2].partition(") in ")[0]
         if name and name not in schema.names:
             reason = f"there is no column {name!r}{near_miss(name, schema.names)}"
-            raise UnknownColumnError(f"filter({expression})", reason) from error
-        types = ", ".join(f"{field.name}: {field.type}" for field in schema if field.name in str(expression))
+            raise UnknownColumnError(f"filter({show_expression(expression)})", reason) from error
+        types = ", ".join(
+            f"{field.name}: {field.type}" for field in schema if field.name in show_expression(expression)
+        )
         raise OptionError(
-            f"filter({expression}) cannot be evaluated with {types or 'these columns'}: {text}"
+            f"filter({show_expression(expression)}) cannot be evaluated with {types or 'these columns'}: {text}"
         ) from error
 
 
 def _goes_by_position(expression: Any) -> bool:
-    return "FieldPath(" in str(expression)
+    text = show_expression(expression)
+    return "FieldPath(" in text or text == UNSHOWN
 
 
 def _has_timestamp(kind: pa.DataType) -> bool:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -110,6 +111,16 @@ async def test_what_does_not_go_with_the_first_rows_fails_though_it_comes_earlie
     with pytest.raises(aiodata.TaskError, match=r"'x' is double, but int64 .*schema=") as caught:
         await collect(ds)
     assert caught.value.operator == "map_batches(late_first)"
+
+
+async def test_order_is_kept_where_the_first_rows_come_late(tmp_path: Path) -> None:
+    for index, num_rows in enumerate([0, 3, 2]):
+        ids = pa.array([10 * index + row for row in range(num_rows)], pa.int64())
+        pq.write_table(pa.table({"id": ids}), tmp_path / f"{index}.parquet")
+    ds = aiodata.read_parquet(tmp_path).map_batches(lambda table: table, batch_format="pyarrow")
+    ds = ds.with_options(runtime="local", num_cpus=2, preserve_order=True)
+    for _ in range(40):  # Which task ends first is chance.
+        assert await collect(ds) == [10, 11, 12, 20, 21]
 
 
 async def test_actors_agree_like_tasks(runtime: str) -> None:

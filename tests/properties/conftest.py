@@ -1,4 +1,4 @@
-"""A profile for a long search: `pytest tests/properties --hypothesis-profile=thorough`."""
+"""A profile for a long search: `pytest tests/properties --hypothesis-profile=thorough --timeout=0`."""
 
 from __future__ import annotations
 

@@ -21,9 +21,10 @@ from tests.properties import oracle
 
 
 def examples(count: int) -> settings:
-    """So many examples, or more with `--hypothesis-profile=thorough`."""
+    """So many examples, or more with `--hypothesis-profile=thorough --timeout=0`."""
+    per_100 = settings().max_examples
     return settings(
-        max_examples=count * settings.default.max_examples // 100,
+        max_examples=count * per_100 // 100,
         deadline=None,
         suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
     )

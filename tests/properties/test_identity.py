@@ -64,7 +64,11 @@ def test_identity_changes_neither_values_nor_types(
         try:
             schema, rows = await read(mapped, batch_size=3)
         except aiodata.TaskError as error:
-            assert re.search(REFUSED[fmt], error.reason), str(error)
+            refusal = error.reason
+        else:
+            refusal = ""
+        if refusal:
+            assert re.search(REFUSED[fmt], refusal)
             return
         assert rows == oracle.rows_of(table)
         # Text that a function made may be any; what it only hands on is JSON still.
