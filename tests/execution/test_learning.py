@@ -92,8 +92,8 @@ async def outcome(ds: aiodata.Dataset) -> Any:
             for row in batch.to_pylist():
                 key = tuple(row.items())
                 rows[key] = rows.get(key, 0) + 1
-    except aiodata.TaskError as error:
-        return error.operator, error.rows, error.reason
+    except aiodata.AiodataError as error:
+        return type(error), str(error), None
     return schema, rows
 
 
