@@ -24,6 +24,7 @@ from pyarrow import types
 from aiodata.casts import cast_exactly
 from aiodata.kinds import is_list_like, is_permuted, unify_all_types
 from aiodata.memory import copy_array
+from aiodata.sorts import what_is_mixed
 
 # Units that Arrow has no types for, with the next finer one that it has.
 _DATETIME_UNITS = {"Y": "D", "M": "D", "W": "D", "h": "s", "m": "s"}
@@ -186,16 +187,13 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
     first = next((row for row in rows if row is not None), None)
     if _is_array(first):
         return _from_arrays(name, rows, hint)
-    if hint is not None and _has_map(hint) and isinstance(first, Mapping | list | tuple):
-        nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
-        if nested is not None:
-            return nested
-    if _has_masked(rows):  # Arrow takes what is masked for values.
+    is_map = hint is not None and _has_map(hint) and isinstance(first, Mapping | list | tuple)
+    if is_map or _has_masked(rows):  # Arrow takes what is masked for values.
         nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
         if nested is not None:
             return nested
     try:
-        return _with_nanoseconds(pa.array(rows, from_pandas=nan_is_null), rows)
+        array = _with_nanoseconds(pa.array(rows, from_pandas=nan_is_null), rows)
     except _FAILURES as error:
         if any(map(_is_array, rows)):
             return _from_arrays(name, rows, hint)
@@ -208,6 +206,9 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
         if nested is not None:
             return nested
         raise _no_array(name, error) from error
+    if mixed := what_is_mixed(array.type, rows):
+        raise ValueError(f"column {name!r} has {mixed}, which do not go together; give it values of one type")
+    return array
 
 
 def _from_moments(rows: Sequence[Any], hint: pa.DataType | None) -> pa.Array | None:

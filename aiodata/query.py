@@ -14,10 +14,10 @@ from aiodata.concurrency import ask_in_thread, start
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
-from aiodata.execution.learning import MAX_ROWS
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Limit, Plan, Read
 from aiodata.plan.optimize import push_down
+from aiodata.plan.output_schema import MAX_UNKNOWN_ROWS
 from aiodata.plan.planning import find_plan_schema
 from aiodata.plan.source import Skip, raise_it
 from aiodata.runtime import choose_runtime
@@ -34,10 +34,10 @@ async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
     if schema is not None:
         return schema
     # As many rows as the run itself would look at, so that the answer is what its batches have.
-    executor = await _run(plan.then(Limit(MAX_ROWS)), options, _is_enough)
+    executor = await _run(plan.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
     if executor.schema is None:
         unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
-        executor = await _run(unlimited.then(Limit(MAX_ROWS)), options, _is_enough)
+        executor = await _run(unlimited.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
     return executor.schema if executor.schema is not None else pa.schema([])
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from typing import Any
 
 import numpy as np
@@ -94,6 +95,27 @@ def test_masked_tensor_is_null_and_masked_value_in_one_too() -> None:
 
 def test_masked_objects_are_null() -> None:
     assert to_array("x", np.ma.array(objects("a", "b"), mask=[True, False])).to_pylist() == [None, "b"]
+
+
+DAY, MOMENT, ZONED = dt.date(2024, 1, 1), dt.datetime(2024, 1, 1, 5), dt.datetime(2024, 1, 1, 5, tzinfo=dt.UTC)
+
+
+@pytest.mark.parametrize(
+    ("pair", "sorts"),
+    [
+        ([DAY, MOMENT], "days and moments"),
+        ([ZONED, MOMENT], "moments with and without a time zone"),
+        ([MOMENT, ZONED], "moments with and without a time zone"),
+        ([b"a", "b"], "bytes and strings"),
+        ([dt.timedelta(1), 1], "durations and numbers"),
+    ],
+)
+def test_values_that_arrow_would_change_are_refused_wherever_they_are(pair: list[Any], sorts: str) -> None:
+    a, b = pair
+    for values in (pair, [a, None, b], [[a], [b]], [[[a, b]]], [{"a": a}, {"a": b}], [{"a": [a]}, None, {"a": [b]}]):
+        with pytest.raises(ValueError, match=rf"'x(\.a)?' has {sorts}"):
+            to_array("x", values)
+    assert to_array("x", [a, None, a]).null_count == 1
 
 
 BYTES = np.ma.array([1, 5], mask=[False, True], dtype=np.int8)

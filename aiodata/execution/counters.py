@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import pyarrow as pa
 
-from aiodata.bundle import RefBundle
 from aiodata.plan.work import OutputMetadata
 from aiodata.stats import OperatorStats
 
@@ -43,12 +41,6 @@ class OperatorCounters:
             self.blocks += 1
             self.rows += num_rows
             self.bytes += num_bytes
-
-    def remove(self, bundles: Sequence[RefBundle]) -> None:
-        """Count blocks no more that nobody has seen: they are made again."""
-        self.blocks -= len(bundles)
-        self.rows -= sum(bundle.num_rows for bundle in bundles)
-        self.bytes -= sum(bundle.metadata.num_bytes for bundle in bundles)
 
     def snapshot(self) -> OperatorStats:
         """Freeze the counts."""

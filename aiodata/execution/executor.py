@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 
 import anyio
 import pyarrow as pa
@@ -183,7 +184,7 @@ class StreamingExecutor:
 
     def _operator(self, stage: Stage, later: _Later, after: Sequence[_Node]) -> Operator:
         on_sent = self.context.budget.tell_refused
-        is_learnt_from = any(isinstance(one.operator, TaskOperator) and one.operator.is_learning for one in after)
+        is_learnt_from = partial(_is_learning, after)
         preserve_order = self.context.options.preserve_order
         match stage:
             case InputStage(source):
@@ -191,13 +192,11 @@ class StreamingExecutor:
             case LimitStage(num_rows):
                 return LimitOperator(stage.name, num_rows, on_sent)
             case UnionStage():
-                return UnionOperator(stage.name, on_sent, preserve_order=preserve_order, starts_in_order=is_learnt_from)
+                return UnionOperator(stage.name, on_sent, is_learnt_from, preserve_order=preserve_order)
             case ReadStage() | MapStage():
                 num_later = sum(isinstance(node.operator, TaskOperator) for node in after)
                 workers = self._workers(stage)
-                return TaskOperator(
-                    stage, workers, self.context, later.are_idle, num_later, starts_in_order=is_learnt_from
-                )
+                return TaskOperator(stage, workers, self.context, later.are_idle, num_later, is_learnt_from)
 
     def _workers(self, stage: ReadStage | MapStage) -> Workers:
         num_cpus = self.context.runtime.num_cpus
@@ -214,6 +213,11 @@ class StreamingExecutor:
             max_tasks = max(1, int(max_tasks / weight)) if weight else _MAX_WEIGHTLESS_TASKS
             max_tasks = min(max_tasks, stage.workers[1]) if stage.workers else max_tasks
         return TaskWorkers(max_tasks, max(_MIN_TASKS, num_cpus // _TASK_PARTS), self._slots, weight)
+
+
+def _is_learning(nodes: Sequence[_Node]) -> bool:
+    """Whether an operator is to find out its schema yet, by what it is sent."""
+    return any(isinstance(one.operator, TaskOperator) and one.operator.is_learning for one in nodes)
 
 
 @dataclass(eq=False)

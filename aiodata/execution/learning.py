@@ -13,12 +13,9 @@ from collections.abc import Sequence
 
 import pyarrow as pa
 
+from aiodata.plan.output_schema import MAX_UNKNOWN_ROWS, Learned, Schemas
 from aiodata.plan.transforms import Transform
-from aiodata.plan.work import Schemas
 from aiodata.schemas import is_known, refine_schema
-
-# A column whose values are null in the first so many rows stays one of nulls.
-MAX_ROWS = 1024
 
 
 class SchemaLearning:
@@ -38,31 +35,51 @@ class SchemaLearning:
         self._is_learnt = [one.calls_user_code and one.output_schema(None) is None for one in chain]
         self.schemas: Schemas = tuple(one.output_schema(None) if one.calls_user_code else None for one in chain)
         self.is_complete = not any(self._is_learnt)
+        # Rows that functions have returned for the jobs before the head of the input.
+        self._num_rows = 0
 
     @property
-    def num_functions(self) -> int:
-        """Functions whose outputs' schemas are learnt."""
-        return sum(self._is_learnt)
+    def max_unknown_rows(self) -> int:
+        """Rows that the functions may still return at the head of the input before what is unknown stays so."""
+        return max(0, MAX_UNKNOWN_ROWS - self._num_rows)
 
-    def agrees_with(self, learned: Schemas) -> bool:
-        """Whether what a task took for granted is what is known."""
+    def agrees_with(self, learned: Learned) -> bool:
+        """Whether what a task took for granted is what it would have been told, had it begun now."""
+        last = len(self._chain) - 1
         return all(
-            ours is None or theirs is None or refine_schema(theirs, ours) is not None
-            for ours, theirs in zip(self.schemas, learned, strict=False)
+            ours is None or theirs is None or self._agree(ours, theirs, is_last=index == last)
+            for index, (ours, theirs) in enumerate(zip(self.schemas, learned.schemas, strict=True))
         )
 
-    def adopt(self, learned: Schemas) -> None:
-        """Take over what a task has found out that is at the head of the input, and agrees."""
-        if not learned or self.is_complete:
-            return
+    def _agree(self, ours: pa.Schema, theirs: pa.Schema, *, is_last: bool) -> bool:
+        both = refine_schema(theirs, ours)
+        if both is None or (self.is_complete and both != ours):
+            return False
+        # What comes next in the chain has been given columns of nulls where it is to be given others. What leaves the
+        # stage conforms when it is fetched.
+        return is_last or both == theirs
+
+    def adopt(self, learned: Learned) -> bool:
+        """Take over what a task has found out that is at the head of the input, and agrees.
+
+        Returns:
+            Whether that could be: not if it was found out too late, by what jobs before it have returned meanwhile.
+        """
+        if learned.refined_at is not None and learned.refined_at >= self.max_unknown_rows:
+            return False
         self.schemas = tuple(
             ours if theirs is None or not is_learnt else theirs if ours is None else refine_schema(ours, theirs)
-            for ours, theirs, is_learnt in zip(self.schemas, learned, self._is_learnt, strict=True)
+            for ours, theirs, is_learnt in zip(self.schemas, learned.schemas, self._is_learnt, strict=True)
         )
-        self.is_complete = all(
-            not is_learnt or (schema is not None and is_known(schema))
-            for schema, is_learnt in zip(self.schemas, self._is_learnt, strict=True)
+        known = [schema for schema, is_learnt in zip(self.schemas, self._is_learnt, strict=True) if is_learnt]
+        self.is_complete = None not in known and (
+            learned.num_rows >= self.max_unknown_rows or all(is_known(schema) for schema in known)
         )
+        return True
+
+    def conclude(self, learned: Learned) -> None:
+        """Take note that a task at the head of the input has ended."""
+        self._num_rows += learned.num_rows
 
     def finish(self) -> None:
         """Leave unknown what is so far."""

@@ -140,29 +140,30 @@ class UnionOperator(_PassingOperator):
         name: The stage's name.
         on_sent: Called when its receiver has taken a bundle.
         preserve_order: Whether to send what comes from one after the other.
-        starts_in_order: Whether the first rows are to be those of the first branch that has any.
+        is_learnt_from: Whether an operator after it finds out its schema by what it is sent, so that this is to come
+            in order.
 
     Attributes:
         schema: The schema of what it sends, as soon as it is known.
     """
 
     def __init__(
-        self, name: str, on_sent: Callable[[], None], *, preserve_order: bool, starts_in_order: bool = False
+        self, name: str, on_sent: Callable[[], None], is_learnt_from: Callable[[], bool], *, preserve_order: bool
     ) -> None:
         """Prepare."""
         super().__init__(name, on_sent)
         self.schema: pa.Schema | None = None
         self._preserve_order = preserve_order
-        self._starts_in_order = starts_in_order
+        self._is_learnt_from = is_learnt_from
         # The first bundle of each branch; None: it has none.
         self._first: dict[int, RefBundle | None] = {}
         self._all_known = anyio.Event()
 
     async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Send everything."""
-        if self.schema is not None and not self._starts_in_order:
+        if self.schema is not None:
             self._all_known.set()
-        # Each branch may begin when the one before it, or, if that will do, its first bundle, has been sent.
+        # Each branch may begin when the one before it has been sent, or when order is not needed any more.
         turns = [anyio.Event() for _ in range(len(inputs) + 1)]
         turns[0].set()
         try:
@@ -176,26 +177,31 @@ class UnionOperator(_PassingOperator):
         with cleared_frames():
             if not self._all_known.is_set():
                 await self._take_first(index, inputs, len(turns) - 1)
-            if self._preserve_order or self._starts_in_order:
+            if self._must_be_in_order:
                 await turns[index].wait()
+            else:
+                turns[index + 1].set()
             if (first := self._first.pop(index, None)) is not None:
                 await self._send_conformed(first, output)
-                self._num_sending -= 1
                 del first
-            if not self._preserve_order:
-                turns[index + 1].set()
             async for bundle in inputs.stream:
+                if not self._must_be_in_order:
+                    turns[index + 1].set()
                 inputs.num_taken += 1
                 await self._send_conformed(bundle, output)
                 del bundle  # While this waits for the next one, it must not keep its block alive.
         turns[index + 1].set()
 
+    @property
+    def _must_be_in_order(self) -> bool:
+        return self._preserve_order or self._is_learnt_from()
+
     async def _take_first(self, index: int, inputs: Inputs, num_branches: int) -> None:
         """Wait for the first bundle of a branch, and then for those of the others."""
         try:
             self._first[index] = await receive(inputs.stream)
+            # It does not count as being sent: a branch that has none yet must not wait for room until it is.
             inputs.num_taken += 1
-            self._num_sending += 1  # It is this operator's now, though it waits.
         except anyio.EndOfStream:
             self._first[index] = None
         if len(self._first) == num_branches:

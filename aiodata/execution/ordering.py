@@ -58,10 +58,6 @@ class OutputOrder:
         self._held.clear()
         self._finished.clear()
 
-    def drop(self, job: int) -> list[RefBundle]:
-        """Return what is held back of a job, and hold it no more: the job is done again."""
-        return self._held.pop(job, [])
-
     def clear(self) -> None:
         """Let go of the bundles that are held back."""
         self._held.clear()

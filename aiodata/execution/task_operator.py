@@ -17,11 +17,12 @@ from aiodata.bundle import BlockRef, InlineBlock, RefBundle
 from aiodata.concurrency import Turn, Wakeup, ask_in_thread, cleared_frames, receive, send, start
 from aiodata.errors import AiodataError, TaskError
 from aiodata.execution.budget import Expectation
+from aiodata.execution.claims import Claims
 from aiodata.execution.context import RunContext
 from aiodata.execution.counters import OperatorCounters
 from aiodata.execution.data_op_task import DataOpTask
 from aiodata.execution.jobs import JobQueue
-from aiodata.execution.learning import MAX_ROWS, SchemaLearning
+from aiodata.execution.learning import SchemaLearning
 from aiodata.execution.operators import Inputs, Output
 from aiodata.execution.ordering import OutputOrder
 from aiodata.execution.pacing import Pacing
@@ -29,9 +30,8 @@ from aiodata.execution.workers import Workers
 from aiodata.plan.nodes import Resources
 from aiodata.plan.optimize import MapStage, ReadStage
 from aiodata.plan.source import Source, raise_it
-from aiodata.plan.work import Cuts, OutputMetadata, Schemas, TaskEnd, Work
+from aiodata.plan.work import Cuts, OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import Task
-from aiodata.schemas import SchemaError
 
 # Pairs whose metadata is fetched together, at most.
 _MAX_FETCHED_TOGETHER = 64
@@ -60,8 +60,8 @@ class TaskOperator:
         run: What it shares with the other operators of the run.
         is_starving: Whether everything that comes after it has nothing to do.
         num_later: How many operators of this kind come after it.
-        starts_in_order: Whether the first rows that it sends are to be the first ones in the order of its input, since
-            an operator after it learns from them.
+        is_learnt_from: Whether an operator after it finds out its schema by what it is sent, so that this is to come
+            in the order of the input.
     """
 
     def __init__(
@@ -71,8 +71,7 @@ class TaskOperator:
         run: RunContext,
         is_starving: Callable[[], bool],
         num_later: int,
-        *,
-        starts_in_order: bool,
+        is_learnt_from: Callable[[], bool],
     ) -> None:
         """Prepare."""
         self.counters = OperatorCounters(stage.name)
@@ -91,17 +90,16 @@ class TaskOperator:
         # Room that is left for the tasks of later operators: these must not have to wait for more to become free.
         self._headroom_bytes = min(num_later * self._pacing.max_output_bytes, run.budget.limit_bytes // 2)
         self._learning = SchemaLearning(stage.chain)
-        # What tasks have taken for granted that is not known to be true, and ends that wait for that, by job.
-        self._claims: dict[int, tuple[DataOpTask, Schemas]] = {}
-        self._ends: dict[int, tuple[DataOpTask, TaskEnd]] = {}
         # What has left the order, and waits for the schemas to be known.
         self._early: deque[RefBundle] = deque()
-        # The schema that was learnt, and one of a block's that is like it.
-        self._schema: pa.Schema | None = None
+        # The schema that was learnt, if one was to be, and one of a block's that is like it.
+        self._had_to_learn = self.is_learning
+        self._learnt_schema: pa.Schema | None = None
         self._same_schema: pa.Schema | None = None
         self._input_schema: pa.Schema | None = None
-        in_order = run.options.preserve_order or starts_in_order or not self._learning.is_complete
-        self._order = OutputOrder(preserve=in_order, max_jobs_ahead=workers.max_tasks)
+        self._is_learnt_from = is_learnt_from
+        self._order = OutputOrder(preserve=self._must_be_in_order, max_jobs_ahead=workers.max_tasks)
+        self._claims = Claims(self._learning, self._order)
         max_job_bytes = max(run.options.target_block_bytes, _MIN_JOB_BYTES)
         self._max_waiting_bytes = workers.max_tasks * max_job_bytes
         self._jobs = JobQueue(self._order, max_job_bytes, _batch_rows(stage))
@@ -127,7 +125,11 @@ class TaskOperator:
         A few rows that wait for others, to be a full batch, do not count: whoever brings those must not wait for these.
         """
         has_job = bool(self._jobs) and not self._jobs.is_short_of_rows
-        return not (self._running or self._outputs or self._ends or has_job)
+        return not (self._running or self._outputs or self._claims or has_job)
+
+    @property
+    def _must_be_in_order(self) -> bool:
+        return self._run.options.preserve_order or self.is_learning or self._is_learnt_from()
 
     async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Run tasks until the input is done; on the way out, whatever the reason, stop those that run."""
@@ -260,6 +262,8 @@ class TaskOperator:
             self._run.skipped.num_left,
             self._learning.schemas,
             self._learning.is_complete,
+            # How many rows came before is known of the job at the head alone.
+            self._learning.max_unknown_rows if job.number == self._order.head else None,
             self._input_schema,
         )
         task.handle = self._workers.submit(work, job.refs, self._tell)
@@ -282,9 +286,12 @@ class TaskOperator:
 
     def _conformed(self, bundle: RefBundle) -> RefBundle:
         """Return a bundle with the schema that was learnt, which a task that began earlier did not know."""
-        if self._schema is None or bundle.schema is self._same_schema:
+        if not self._had_to_learn or bundle.schema is self._same_schema:
             return bundle
-        conformed = bundle.conformed(self._schema)
+        if self._learnt_schema is None:
+            self._learnt_schema = self._learning.output_schema()
+        assert self._learnt_schema is not None, "there are rows"
+        conformed = bundle.conformed(self._learnt_schema)
         if conformed is bundle:
             self._same_schema = bundle.schema
         return conformed
@@ -301,16 +308,24 @@ class TaskOperator:
     def on_output(self, task: DataOpTask, ref: BlockRef, metadata: OutputMetadata) -> None:
         """Take a block; it is sent on in its turn."""
         self._pacing.observe(metadata)
-        self._note_claims(task, metadata.learned)
         if task.is_void:
             return
-        self.counters.add(metadata, task.job.number)
-        if metadata.block.num_rows:
-            self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._released)
+        if (claim := self._claims.hold(task, metadata.learned)) is not None:
+            claim.outputs.append((ref, metadata))
+            self._settle()
+        else:
+            self._pass_on(task, ref, metadata)
             self._leave_order()
 
+    def _pass_on(self, task: DataOpTask, ref: BlockRef, metadata: OutputMetadata) -> None:
+        self.counters.add(metadata, task.job.number)
+        if metadata.block.num_rows:
+            self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._released())
+
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
-        """Skip a block that was dropped, if that may be."""
+        """Skip a block that was dropped, if that may be; one of a void task's is made again."""
+        if task.is_void:
+            return
         lost = TaskError(self.counters.name, "a block that was lost", None, f"{type(error).__name__}: {error}")
         lost.__cause__ = error
         self._run.skipped.add(lost)
@@ -327,81 +342,53 @@ class TaskOperator:
         del self._running[task.handle]
         self._workers.release(task.handle, is_lost=end.is_worker_lost)
         self._expectation.observe(task.produced_bytes)
-        self._note_claims(task, end.learned)
         if task.is_void:
             self._jobs.add_rest(task.job)
-        elif task.job.number in self._claims and not self._is_final(end):
-            self._ends[task.job.number] = (task, end)
+        elif (claim := self._claims.hold(task, end.learned)) is not None:
+            claim.end = end
             self._settle()
         else:
             self._conclude(task, end)
+            self._leave_order()
         self._wakeup.set()
-
-    def _is_final(self, end: TaskEnd) -> bool:
-        """Whether a task has failed for a reason of its own, which ends the run."""
-        if end.error is None or self._run.options.max_errored_blocks:
-            return False
-        return not isinstance(end.error.__cause__, SchemaError) and self._learning.num_functions == 1
 
     def _conclude(self, task: DataOpTask, end: TaskEnd) -> None:
         """Skip what failed, if that may be; then go on with what the task has left, or with the next job's outputs."""
-        self._claims.pop(task.job.number, None)
         for error in (*end.errors, *([end.error] if end.error is not None else ())):
             self._run.skipped.add(error)
         self._pacing.observe_job(len(task.job.refs) if end.rest is None else end.rest.piece)
         if end.rest is not None:
             self._jobs.add_rest(task.job.rest(end.rest))
         else:
-            self._order.finish(task.job.number, self._released)
-            self._leave_order()
-
-    def _note_claims(self, task: DataOpTask, learned: Schemas) -> None:
-        """Take note of what a task takes for granted, which is void if it is known to be otherwise."""
-        if task.is_void or not learned:
-            return
-        self._claims[task.job.number] = (task, learned)
-        self._void_what_disagrees()
-        self._settle()
+            self._order.finish(task.job.number, self._released())
 
     def _settle(self) -> None:
-        """Learn from the head of the input, then see to the ends that have waited for that."""
-        while not self._learning.is_complete and (claim := self._claims.get(self._order.head)) is not None:
-            self._learning.adopt(claim[1])
-            self._void_what_disagrees()
-            if (ended := self._ends.pop(self._order.head, None)) is None:
-                break
-            self._conclude(*ended)
-        while self._learning.is_complete and self._ends:
-            self._conclude(*self._ends.pop(min(self._ends)))
+        """See to what tasks have taken for granted, as far as it is known to be true, or not to be."""
+        for claim in self._claims.settled():
+            if claim.task.is_void:
+                if claim.end is not None:
+                    self._jobs.add_rest(claim.task.job)
+                continue
+            for ref, metadata in claim.outputs:
+                self._pass_on(claim.task, ref, metadata)
+            claim.outputs.clear()
+            if claim.end is not None:
+                self._conclude(claim.task, claim.end)
         self._leave_order()
 
-    def _void_what_disagrees(self) -> None:
-        """Have jobs done again whose tasks took for granted what is known not to be true."""
-        for number, (task, learned) in list(self._claims.items()):
-            if not self._learning.agrees_with(learned):
-                task.is_void = True
-                del self._claims[number]
-                self.counters.remove(self._order.drop(number))
-                if self._ends.pop(number, None) is not None:
-                    self._jobs.add_rest(task.job)
-
-    @property
     def _released(self) -> deque[RefBundle]:
-        """Where bundles go that may leave, as far as their order is concerned: behind those that have left it."""
-        return self._early if self.is_learning or self._early else self._outputs
+        """Return where bundles go that may leave, as far as their order is concerned."""
+        if self.is_learning:
+            return self._early
+        self._outputs += self._early
+        self._early.clear()
+        return self._outputs
 
     def _leave_order(self) -> None:
-        """Let go of what waited for the schemas, if they are known now; then of the order, if none is asked for."""
-        if self.is_learning and sum(bundle.num_rows for bundle in self._early) >= MAX_ROWS:
-            self._end_learning()
-        if self._learning.num_functions and self._schema is None and not self.is_learning:
-            self._schema = self._learning.output_schema()
-        if self._early and not self.is_learning:
-            self._outputs += self._early
-            self._early.clear()
-        may_leave = self._order.preserves and not self._run.options.preserve_order
-        if may_leave and self._outputs and not self.is_learning:
-            self._order.release(self._outputs)
+        """Let go of what waited for the schemas, if they are known now; then of the order, if none is needed."""
+        released = self._released()
+        if self._order.preserves and not self._must_be_in_order:
+            self._order.release(released)
 
     def _end_learning(self) -> None:
         """Leave unknown what is so far: columns of nulls alone."""
@@ -413,10 +400,10 @@ class TaskOperator:
         running = list(self._running)
         for task in self._running.values():
             task.abandon()
-        for held in (self._running, self._ready, self._outputs, self._early, self._jobs, self._order, self._lane):
+        for held in (self._running, self._ready, self._outputs, self._early, self._claims, self._jobs):
             held.clear()
-        self._claims.clear()
-        self._ends.clear()
+        self._order.clear()
+        self._lane.clear()
         self._run.budget.tell_refused()
         for handle in running:
             handle.cancel()

@@ -64,10 +64,19 @@ class InputBatches:
         for table, origin in rows:
             if not table.num_rows:
                 continue
+            if self._schema is not None and self._schema != table.schema:
+                # A column's type is known now that was not before: a batch has the one or the other.
+                yield from self._end()
+            self._schema = table.schema
             if self._push(table, origin):
                 yield from self._ready()
+        yield from self._end()
+
+    def _end(self) -> Iterator[InputBatch]:
+        """Yield what is left, and begin anew."""
         self._batcher.finish()
         yield from self._ready()
+        self._batcher = Batcher(self._format, self._batch_size)
 
     def _push(self, table: pa.Table, origin: Origin) -> bool:
         try:

@@ -39,13 +39,6 @@ def check_columns(name: str, wanted: Sequence[str], known: Collection[str]) -> N
     Raises:
         UnknownColumnError: One is not there.
     """
-    if (reason := what_is_missing(wanted, known)) is not None:
-        raise UnknownColumnError(name, reason)
-
-
-def what_is_missing(wanted: Sequence[str], known: Collection[str]) -> str | None:
-    """Return a text that says which column is not there, and what there is; None: all are."""
     for one in wanted:
         if one not in known:
-            return f"there is no column {one!r}{near_miss(one, known)}"
-    return None
+            raise UnknownColumnError(name, f"there is no column {one!r}{near_miss(one, known)}")

@@ -28,7 +28,7 @@ from aiodata.plan.input_batches import InputBatch, InputBatches
 from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Origin
 from aiodata.plan.pieces import Rows as Rows
-from aiodata.plan.selecting import check_columns, what_is_missing
+from aiodata.plan.selecting import check_columns
 from aiodata.plan.source import Source
 
 _END = object()
@@ -291,10 +291,8 @@ class SelectColumns(Transform):
             if not table.num_rows:
                 continue
             try:
-                if (missing := what_is_missing(self.columns, table.column_names)) is not None:
-                    raise TaskError(self.name, origin.source, origin.rows, missing)
-                with blame(self.name, origin):
-                    selected = table.select(list(self.columns))
+                check_columns(self.name, self.columns, table.column_names)
+                selected = table.select(list(self.columns))
             except AiodataError as error:
                 control.skip(error)
             else:

@@ -20,13 +20,10 @@ from aiodata.block import concat_blocks, copy_rows
 from aiodata.bundle import BlockMetadata
 from aiodata.errors import AiodataError
 from aiodata.plan.control import Control, blame
-from aiodata.plan.output_schema import OutputSchema
+from aiodata.plan.output_schema import Learned, OutputSchema, Progress, Schemas
 from aiodata.plan.pieces import Chunk, Origin, Piece, Rows
 from aiodata.plan.transforms import Transform
 from aiodata.schemas import conform
-
-# A schema for each transform of a chain, or None.
-Schemas = tuple[pa.Schema | None, ...]
 
 # Below this many rows per chunk a block of many chunks is copied into one: its consumer pays per chunk.
 _SMALL_CHUNK_ROWS = 4096
@@ -79,14 +76,13 @@ class OutputMetadata:
         block: The block's metadata.
         calls: Calls of user functions that went into it.
         task_s: Seconds of work that went into it.
-        learned: What the task's `Work` did not say: the schema of the outputs of each transform so far, None where it
-            is not known, or not asked for. Empty where nothing was to be learned.
+        learned: What the task has found out; None where its `Work` left nothing to find out.
     """
 
     block: BlockMetadata
     calls: int
     task_s: float
-    learned: Schemas = field(default=(), compare=False)
+    learned: Learned | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +103,7 @@ class TaskEnd:
     error: AiodataError | None = None
     errors: tuple[AiodataError, ...] = ()
     is_worker_lost: bool = False
-    learned: Schemas = field(default=(), compare=False)
+    learned: Learned | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +118,7 @@ class Work:
         schemas: The schema of the outputs of each transform, as far as that is known: None where only a run can tell,
             and where it follows from the input. Empty: nothing is known.
         are_schemas_final: Whether what they leave unknown stays so.
+        max_unknown_rows: Rows that the functions may return before it stays so; None: any number.
         input_schema: What the pieces' rows are made to conform to; None: they do.
     """
 
@@ -131,6 +128,7 @@ class Work:
     max_errors: int = 0
     schemas: Schemas = ()
     are_schemas_final: bool = False
+    max_unknown_rows: int | None = None
     input_schema: pa.Schema | None = None
 
     def rest(self, position: Position) -> Work:
@@ -156,11 +154,15 @@ def run_work(
     feed = _Feed(work, chain, blocks, control)
     cutter = _Cutter(work.cuts, chain, feed, control)
     given = work.schemas or (None,) * len(chain)
-    outputs = [_output_schema(one, schema, work) for one, schema in zip(chain, given, strict=True)]
-    is_learning = any(one.calls_user_code and out.is_learning for one, out in zip(chain, outputs, strict=True))
+    progress = Progress(work.max_unknown_rows)
+    outputs = [_output_schema(one, schema, work, progress) for one, schema in zip(chain, given, strict=True)]
+    learnt = [out for one, out in zip(chain, outputs, strict=True) if one.calls_user_code and out.is_learning]
 
-    def learned() -> Schemas:
-        return tuple(one.schema for one in outputs) if is_learning else ()
+    def learned() -> Learned | None:
+        if not learnt:
+            return None
+        is_final = not any(one.is_learning for one in learnt)
+        return Learned(tuple(one.schema for one in outputs), is_final, progress.num_rows, progress.refined_at)
 
     # Each generator is closed on the way out, the last one first, so that no call is left in flight.
     with ExitStack() as stack:
@@ -183,10 +185,10 @@ def run_work(
     return TaskEnd(feed.rest, feed.error, tuple(control.errors), learned=learned())
 
 
-def _output_schema(transform: Transform, schema: pa.Schema | None, work: Work) -> OutputSchema:
+def _output_schema(transform: Transform, schema: pa.Schema | None, work: Work, progress: Progress) -> OutputSchema:
     asked = transform.output_schema(None) if transform.calls_user_code else None
     is_final = asked is not None or (schema is not None and work.are_schemas_final)
-    return OutputSchema(transform.name, asked or schema, is_final=is_final)
+    return OutputSchema(transform.name, asked or schema, None if is_final else progress)
 
 
 class _Feed:

@@ -94,6 +94,7 @@ CHANGING: dict[str, tuple[Callable[[Batch], Any], tuple[str, int]]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CHANGING)
 def test_outcome_is_the_same_for_any_number_of_cpus_and_batch_size(name: str) -> None:
     fn, (schema, num_rows) = CHANGING[name]

@@ -33,19 +33,23 @@ async def test_keys_that_are_numbers_become_names(runtime: str) -> None:
     assert await aiodata.from_items([{1: 5, 2: 6}]).with_options(runtime=runtime).take() == [{"1": 5, "2": 6}]
 
 
-@pytest.mark.parametrize(
-    "output",
-    [
-        pd.DataFrame([[1, 2]], columns=[0, "0"]),
-        pd.DataFrame([[1, 2]], columns=["0", "0"]),
-        {0: [1], "0": [2]},
-        TWICE.rename_columns(["a", "0", "0"]),
-        TWICE.rename_columns(["a", "0", "0"]).to_batches()[0],
-    ],
-    ids=["pandas 0", "pandas", "dict", "table", "batch"],
-)
-async def test_outputs_with_two_columns_of_one_name_are_an_error_of_the_function(runtime: str, output: Any) -> None:
-    ds = aiodata.range(1).map_batches(lambda _: output).with_options(runtime=runtime)
+def table_twice() -> pa.Table:
+    return pa.Table.from_arrays([pa.array([1]), pa.array([2])], ["0", "0"])
+
+
+OUTPUTS: dict[str, Callable[[], Any]] = {
+    "pandas, number and text": lambda: pd.DataFrame([[1, 2]], columns=[0, "0"]),
+    "pandas": lambda: pd.DataFrame([[1, 2]], columns=["0", "0"]),
+    "dict": lambda: {0: [1], "0": [2]},
+    "table": table_twice,
+    "batch": lambda: table_twice().to_batches()[0],
+}
+
+
+@pytest.mark.parametrize("name", OUTPUTS)
+async def test_outputs_with_two_columns_of_one_name_are_an_error_of_the_function(runtime: str, name: str) -> None:
+    make = OUTPUTS[name]
+    ds = aiodata.range(1).map_batches(lambda _: make()).with_options(runtime=runtime)
     for ask in (ds.take, ds.count, ds.schema):
         with pytest.raises(aiodata.TaskError, match="'0'") as caught:
             await ask()

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 
 import aiodata
 from aiodata.execution.learning import SchemaLearning
+from aiodata.plan.output_schema import Learned
 from aiodata.plan.transforms import FilterRows, MapBatches
 from tests.conftest import collect
 
@@ -36,21 +37,25 @@ KINDS: dict[str, Callable[[int], Any]] = {
 }
 
 
+def learned(*schemas: pa.Schema | None) -> Learned:
+    return Learned(schemas, is_final=None not in schemas, num_rows=1)
+
+
 def test_functions_are_what_is_learnt() -> None:
     learning = SchemaLearning([MapBatches(dict), FilterRows(None), MapBatches(dict, schema=INT)])
-    assert (learning.num_functions, learning.schemas, learning.is_complete) == (1, (None, None, INT), False)
-    learning.adopt((FLOAT, None, INT))
+    assert (learning.schemas, learning.is_complete) == ((None, None, INT), False)
+    assert learning.adopt(learned(FLOAT, None, INT))
     assert (learning.schemas, learning.is_complete) == ((FLOAT, None, INT), True)
     assert SchemaLearning([FilterRows(None)]).is_complete
 
 
 def test_a_task_that_knows_nothing_yet_agrees_with_everybody() -> None:
     learning = SchemaLearning([MapBatches(dict), MapBatches(dict)])
-    learning.adopt((INT, None))
-    assert learning.agrees_with((None, None))
-    assert learning.agrees_with((INT, FLOAT))
-    assert not learning.agrees_with((FLOAT, None))
-    learning.adopt((INT, FLOAT))
+    assert learning.adopt(learned(INT, None))
+    assert learning.agrees_with(learned(None, None))
+    assert learning.agrees_with(learned(INT, FLOAT))
+    assert not learning.agrees_with(learned(FLOAT, None))
+    assert learning.adopt(learned(INT, FLOAT))
     assert learning.schemas == (INT, FLOAT)
 
 
@@ -87,8 +92,8 @@ async def outcome(ds: aiodata.Dataset) -> Any:
             for row in batch.to_pylist():
                 key = tuple(row.items())
                 rows[key] = rows.get(key, 0) + 1
-    except aiodata.TaskError as error:
-        return error.operator, error.rows, error.reason
+    except aiodata.AiodataError as error:
+        return type(error), str(error), None
     return schema, rows
 
 

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from aiodata import AiodataError, SourceError, TaskError
+from aiodata import AiodataError, SourceError, TaskError, UnknownColumnError
 from aiodata.plan.pieces import Chunk, Origin, Piece, TablePiece
 from aiodata.plan.transforms import Control, FilterRows, MapBatches, SelectColumns, Transform
 from aiodata.plan.work import Cuts, Position, Work
@@ -206,8 +206,8 @@ def test_rows_that_a_transform_can_not_take_are_skipped(transform: Transform) ->
     outputs, end = run(Work((mixed(),), UNLIMITED, max_errors=1), [transform])
     assert ids_of(outputs) == [*range(5), *range(10, 15)]
     [error] = end.errors
-    assert isinstance(error, TaskError)
-    assert (error.source, error.rows) == ("mixed, unit 1", (0, 5))
+    assert isinstance(error, UnknownColumnError)
+    assert "there is no column 'id'; the columns are ['other']" in str(error)
 
 
 def test_rows_that_can_not_be_made_batches_are_skipped() -> None:

@@ -6,6 +6,7 @@ What it says is packed as bytes, which Ray hands on as they are; of anything els
 from __future__ import annotations
 
 import pickle
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -13,6 +14,7 @@ import pyarrow as pa
 from ray import cloudpickle
 
 from aiodata.bundle import BlockMetadata
+from aiodata.plan.output_schema import Learned
 from aiodata.plan.work import OutputMetadata
 
 # Schemas that the driver keeps unpacked: the operators of some runs, each with one or two.
@@ -47,7 +49,6 @@ class ReportPacker:
         block = metadata.block
         if self._schema is None or not block.schema.equals(self._schema, check_metadata=True):
             self._schema, self._packed_schema = block.schema, cloudpickle.dumps(block.schema)
-        learned = tuple(None if one is None else cloudpickle.dumps(one) for one in metadata.learned)
         self._blocks.append(table)
         self._said.append(
             (
@@ -57,7 +58,7 @@ class ReportPacker:
                 block.source,
                 metadata.calls,
                 metadata.task_s,
-                learned,
+                _pack_learned(metadata.learned),
             )
         )
 
@@ -79,11 +80,24 @@ def unpack_report(packed: bytes) -> tuple[tuple[OutputMetadata, ...], Any]:
             BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source),
             calls,
             task_s,
-            tuple(None if one is None else _unpack_schema(one) for one in learned),
+            _unpack_learned(learned),
         )
         for num_rows, num_bytes, packed_schema, source, calls, task_s, learned in said
     )
     return outputs, end
+
+
+def _pack_learned(learned: Learned | None) -> Learned | None:
+    """Return it with its schemas as bytes."""
+    if learned is None:
+        return None
+    return replace(learned, schemas=tuple(None if one is None else cloudpickle.dumps(one) for one in learned.schemas))
+
+
+def _unpack_learned(learned: Learned | None) -> Learned | None:
+    if learned is None:
+        return None
+    return replace(learned, schemas=tuple(None if one is None else _unpack_schema(one) for one in learned.schemas))
 
 
 @lru_cache(_MAX_SCHEMAS)
