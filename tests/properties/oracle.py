@@ -49,6 +49,9 @@ def _unify(a: pa.DataType, b: pa.DataType) -> pa.DataType | None:
         return a
     if types.is_null(a):
         return b
+    for one, other in ((a, b), (b, a)):
+        if isinstance(one, pa.BaseExtensionType):
+            return one if other.equals(one.storage_type) else None
     if types.is_dictionary(a) or types.is_dictionary(b):
         value = _unify(*(one.value_type if types.is_dictionary(one) else one for one in (a, b)))
         both = types.is_dictionary(a) and types.is_dictionary(b)
@@ -157,7 +160,7 @@ class DoesNotFit(Exception):
 
 def convert(value: Any, source: pa.DataType, target: pa.DataType) -> Any:
     """A value as Arrow keeps it (integers for dates and times), made one of another type."""
-    if value is None or source.equals(target):
+    if value is None or source.equals(target) or isinstance(target, pa.BaseExtensionType):
         return value
     if types.is_dictionary(source) or types.is_run_end_encoded(source):
         return convert(value, source.value_type, target)
