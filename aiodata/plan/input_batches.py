@@ -16,6 +16,7 @@ from aiodata.errors import AiodataError
 from aiodata.formats import get_format
 from aiodata.plan.control import Control, blame
 from aiodata.plan.pieces import Origin, Rows
+from aiodata.schemas import conform, refine_schema
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +81,31 @@ class InputBatches:
     def _push(self, table: pa.Table, origin: Origin) -> bool:
         try:
             with blame(self._name, origin):
+                table = self._refined(table)
                 self._batcher.push(table)
         except AiodataError as error:
             self._control.skip(error)
             return False
         self._origins.append((table, 0, origin))
         return True
+
+    def _refined(self, table: pa.Table) -> pa.Table:
+        """Return a table in the schema of those before it, or have them take on what its schema knows and theirs not.
+
+        A function before this one that has returned nothing but nulls so far may return values now.
+        """
+        known = table.schema if self._schema is None else refine_schema(self._schema, table.schema)
+        if known is None or (self._schema is not None and known.equals(self._schema)):
+            return table
+        is_first, self._schema = self._schema is None, known
+        if is_first:
+            return table
+        self._batcher = Batcher(self._format, self._batch_size)
+        waiting = [(conform(one.slice(start), known), 0, origin) for one, start, origin in self._origins]
+        self._origins = deque(waiting)
+        for one, _, _ in waiting:
+            self._batcher.push(one)
+        return conform(table, known)
 
     def _ready(self) -> Iterator[InputBatch]:
         while self._origins:

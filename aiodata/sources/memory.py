@@ -145,6 +145,8 @@ class TableSource(Source):
             schema = unify_schemas([(f"table {index}", table.schema) for index, table in enumerate(tables)])
         except SchemaError as error:
             raise SourceError(self.name, str(error)) from error
+        for index, table in enumerate(tables):
+            _check_moments(f"{self.name}, table {index}", table, schema)
         return pa.schema([_known_field(field, tables) for field in schema])
 
     @cached_property
@@ -202,6 +204,24 @@ def split_table(table: pa.Table, block_bytes: int) -> list[pa.Table]:
         return [table]
     step = max(1, table.num_rows * block_bytes // table.nbytes)
     return [table.slice(offset, step) for offset in range(0, table.num_rows, step)]
+
+
+def _check_moments(name: str, table: pa.Table, schema: pa.Schema) -> None:
+    """Check the one sort of values that may not fit the type that holds others: moments far off, in finer units."""
+    for field in table.schema:
+        kind = schema.field(field.name).type
+        if not field.type.equals(kind) and _has_moments(field.type):
+            try:
+                cast_exactly(table.column(field.name), kind)
+            except ValueError as error:
+                reason = f"does not fit the other tables: column {field.name!r} is {field.type}, but {kind} there"
+                raise SourceError(name, f"{reason}: {error}; give the tables one unit that has room for all") from error
+
+
+def _has_moments(kind: pa.DataType) -> bool:
+    if pa.types.is_timestamp(kind) or pa.types.is_duration(kind):
+        return True
+    return any(_has_moments(kind.field(index).type) for index in range(kind.num_fields))
 
 
 def _known_field(field: pa.Field, tables: Sequence[pa.Table]) -> pa.Field:

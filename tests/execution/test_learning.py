@@ -123,6 +123,18 @@ async def test_order_is_kept_where_the_first_rows_come_late(tmp_path: Path) -> N
         assert await collect(ds) == [10, 11, 12, 20, 21]
 
 
+@pytest.mark.parametrize("batch_size", [None, 1, 2, 3])
+async def test_values_after_nulls_reach_the_next_function_of_the_same_task(batch_size: int | None) -> None:
+    def change(batch: Batch) -> Any:
+        for one in batch["id"].tolist():
+            yield {"x": pa.nulls(1) if one < 3 else pa.array([f"t{one}"])}
+
+    made = aiodata.range(5, num_blocks=1).map_batches(change).map_batches(lambda batch: batch, batch_size=batch_size)
+    ds = made.with_options(runtime="local", preserve_order=True)
+    assert (await ds.schema()).field("x").type == pa.string()
+    assert await collect(ds, "x") == [None, None, None, "t3", "t4"]
+
+
 async def test_actors_agree_like_tasks(runtime: str) -> None:
     class Model:
         def __call__(self, batch: Batch) -> Any:

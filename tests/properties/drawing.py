@@ -309,9 +309,9 @@ def _directories(pieces: Sequence[Piece]) -> dict[str, pa.Array]:
 
 
 def _is_for_parquet(kind: pa.DataType) -> bool:
-    """Whether pyarrow can write it; views in lists it can only sometimes."""
+    """Whether pyarrow can write it; views and dictionaries in lists it can only sometimes."""
     text = str(kind)
-    return not re.search("run_end|interval", text) and (not kind.num_fields or "_view" not in text)
+    return not re.search("run_end|interval", text) and not (kind.num_fields and re.search("_view|dictionary", text))
 
 
 OPTIONS = st.fixed_dictionaries(

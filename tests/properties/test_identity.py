@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -49,7 +50,8 @@ async def yielded_later(batch: Any) -> AsyncIterator[Any]:
     yield batch
 
 
-@examples(250)
+@pytest.mark.slow
+@examples(150)
 @given(
     case=cases(),
     fmt=st.sampled_from(sorted(REFUSED)),

@@ -6,6 +6,7 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pyarrow as pa
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -45,14 +46,14 @@ async def check_refusal(ds: aiodata.Dataset, expected: Expected) -> None:
         assert {told} == {await reason(ds.schema), await reason(ds.count), await reason(ds.take)}
     else:
         assert "does not fit" in told
-        assert (await ds.schema()).names == expected.schema.names
 
 
 SHUFFLES = st.sampled_from([None, None, 1, 3, 100])
 SIZES = st.sampled_from([None, 1, 2, 3, 5, 256])
 
 
-@examples(120)
+@pytest.mark.slow
+@examples(80)
 @given(case=cases(goes_together=False), size=SIZES, shuffle=SHUFFLES, in_order=st.booleans())
 def test_rows_and_schema_are_those_of_all_files_together(
     case: Case, size: int | None, shuffle: int | None, in_order: bool
@@ -80,6 +81,7 @@ def test_rows_and_schema_are_those_of_all_files_together(
         aiodata.run(lambda: check(ds, expected))
 
 
+@pytest.mark.slow
 @examples(60)
 @given(case=cases(), data=st.data())
 def test_selections_and_limits_give_the_same_columns_and_rows(case: Case, data: st.DataObject) -> None:
@@ -116,11 +118,14 @@ def _shown(batch: Any) -> list[str]:
 
 
 def _values(column: Any) -> list[Any]:
-    # Pandas cannot show moments out of Python's range.
+    # Pandas cannot show moments out of Python's range, nor can polars.
+    if hasattr(column, "to_physical"):
+        return oracle.kept(column.to_arrow())
     moments = getattr(getattr(column, "array", None), "asi8", None)
     return list(column if moments is None else moments)
 
 
+@pytest.mark.slow
 @examples(100)
 @given(
     case=cases(goes_together=True),

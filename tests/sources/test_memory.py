@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import aiodata
 from aiodata.plan.source import raise_it
 from aiodata.sources.memory import RangeSource, TableSource, split_table
 
@@ -111,3 +112,11 @@ def test_split_table_does_not_copy() -> None:
 def test_small_table_is_one_block(table: pa.Table) -> None:
     [block] = split_table(table, MIB)
     assert block is table
+
+
+async def test_moments_that_do_not_fit_the_unit_of_others_are_an_error_whatever_is_asked() -> None:
+    far = pa.table({"x": pa.array([2**60], pa.timestamp("us"))})
+    ds = aiodata.from_arrow([pa.table({"x": pa.array([1], pa.timestamp("ns"))}), far]).with_options(runtime="local")
+    for ask in (ds.schema, ds.count, ds.take):
+        with pytest.raises(aiodata.SourceError, match=r"table 1: does not fit .*'x' is timestamp\[us\], but .*ns"):
+            await ask()
