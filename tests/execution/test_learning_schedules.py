@@ -185,7 +185,7 @@ async def outcome(
                 await drive()
     except Exception as error:
         failure = unwrap(error)
-        if not isinstance(failure, aiodata.TaskError):
+        if not isinstance(failure, aiodata.AiodataError):
             raise
         return ("failed",)
     assert asyncio.all_tasks() == {asyncio.current_task()}
