@@ -121,7 +121,8 @@ class SteppedRuntime(FakeRuntime):
     """A runtime whose tasks do their real work, a block at a time, when they are told to."""
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> FakeStage:
-        return self.stages.setdefault(name, SteppedStage(self, name, chain))
+        stage = self.stages[f"{len(self.stages)} {name}"] = SteppedStage(self, name, chain)
+        return stage
 
     async def put(self, block: pa.Table) -> BlockRef:
         return InlineBlock(block)
@@ -244,6 +245,9 @@ def mapped(kinds: list[str], num_blocks: int, **options: Any) -> aiodata.Dataset
 
 @settings(max_examples=100, deadline=None)
 @given(SCRIPTS, CHOICES, st.booleans(), st.sampled_from([0, -1]), st.integers(1, 4))
+@example(["int", "null, then string"], [1, 1, 0], False, -1, 1)
+@example(["int", "fraction", "whole", "null"], [3, 2, 1], True, 0, 1)
+@example(["nulls", "fraction", "null, then int"], [0], True, -1, 1)
 def test_outcome_does_not_depend_on_who_is_first(
     kinds: list[str], choices: list[int], preserve_order: bool, max_errored_blocks: int, rows_per_block: int
 ) -> None:
@@ -259,6 +263,8 @@ def test_outcome_does_not_depend_on_who_is_first(
 
 @settings(max_examples=80, deadline=None)
 @given(SCRIPTS, CHOICES, st.sampled_from([0, -1]), st.integers(1, 3), st.sampled_from([None, 2]))
+@example(["null", "fraction", "failure"], [0], -1, 1, None)
+@example(["null, then int", "null, then int"], [0], 0, 1, 2)
 def test_second_function_is_given_the_same_types_whoever_is_first(
     kinds: list[str], choices: list[int], max_errored_blocks: int, rows_per_block: int, batch_size: int | None
 ) -> None:
@@ -275,6 +281,8 @@ def test_second_function_is_given_the_same_types_whoever_is_first(
 
 @settings(max_examples=80, deadline=None)
 @given(SCRIPTS, CHOICES, st.sampled_from([0, -1]), st.integers(1, 3), st.sampled_from(["filter", "select"]))
+@example(["new column", "int"], [1, 1], 0, 1, "filter")
+@example(["new column", "int"], [1, 1], 0, 1, "select")
 def test_verbs_after_a_function_see_its_schema_whoever_is_first(
     kinds: list[str], choices: list[int], max_errored_blocks: int, rows_per_block: int, verb: str
 ) -> None:
@@ -287,6 +295,7 @@ def test_verbs_after_a_function_see_its_schema_whoever_is_first(
 
 @settings(max_examples=80, deadline=None)
 @given(SCRIPTS, CHOICES, st.sampled_from([0, -1]), st.integers(1, 3))
+@example(["nulls", "nulls", "null", "null", "null, then int"], [9], 0, 1)
 def test_stage_of_its_own_learns_from_its_input_in_order(
     kinds: list[str], choices: list[int], max_errored_blocks: int, rows_per_block: int
 ) -> None:
@@ -301,6 +310,7 @@ def test_stage_of_its_own_learns_from_its_input_in_order(
 
 @settings(max_examples=80, deadline=None)
 @given(SCRIPTS, SCRIPTS, CHOICES, st.booleans(), st.sampled_from([1 << 40, 4096]))
+@example(["fraction"], ["nulls", "fraction", "fraction"], [0], True, 4096)
 def test_unions_of_functions_have_one_schema_whoever_is_first(
     kinds: list[str], others: list[str], choices: list[int], preserve_order: bool, store_bytes: int
 ) -> None:
@@ -316,7 +326,7 @@ def test_unions_of_functions_have_one_schema_whoever_is_first(
 
 @settings(max_examples=30, deadline=None)
 @given(CHOICES, st.integers(1, 30), st.booleans())
-@example([0], 30, False)
+@example([0], 1, True)
 def test_branch_that_has_no_rows_yet_has_room_though_another_has_filled_the_budget(
     choices: list[int], num_without: int, preserve_order: bool
 ) -> None:
