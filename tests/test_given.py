@@ -300,3 +300,27 @@ def test_marks_of_what_went_in_are_not_those_of_what_comes_out() -> None:
     for block in (returned(table, lambda batch: batch, "pyarrow"), as_block(table)):
         assert not block.schema.field("x").metadata
         assert not block.schema.metadata
+
+
+@pytest.mark.parametrize("batch_format", ["numpy", "pandas"])
+@pytest.mark.parametrize(
+    "array",
+    [
+        pa.ExtensionArray.from_storage(pa.uuid(), pa.array([b"0123456789abcdef", None], pa.binary(16))),
+        pa.ExtensionArray.from_storage(pa.bool8(), pa.array([1, None], pa.int8())),
+        pa.ExtensionArray.from_storage(
+            pa.fixed_shape_tensor(pa.float32(), [2]), pa.array([[1.0, float("nan")], None], pa.list_(pa.float32(), 2))
+        ),
+        # Python has the first of these moments, and numpy stands in for the second.
+        pa.array([{"at": 0}, {"at": 253_402_300_799}], pa.struct([("at", pa.timestamp("s", "Asia/Tokyo"))])),
+        pa.array([{"at": 253_402_300_799}], pa.struct([("at", pa.timestamp("us", "+09:30"))])),
+        pa.array([[0, 2**62]], pa.list_(pa.duration("s"))),
+    ],
+    ids=lambda array: str(array.type),
+)
+def test_copies_have_the_types_and_nulls_of_what_they_were_made_of(batch_format: str, array: pa.Array) -> None:
+    table = pa.table({"x": array})
+    block = returned(table, lambda batch: {name: values.copy() for name, values in batch.items()}, batch_format)
+    assert block.schema == table.schema
+    assert block["x"].combine_chunks().equals(table["x"].combine_chunks()) or "nan" in str(array)
+    assert [chunk.null_count for chunk in block["x"].chunks] == [array.null_count]

@@ -289,6 +289,17 @@ def test_filter_means_the_same_pushed_down_or_not(tmp_path: Path) -> None:
     assert len(rows(source(tmp_path, filter=pc.field("d").isin(["2024-04-02"])))) == 1
 
 
+def test_filter_that_arrow_cannot_write_out_is_no_other_error(tmp_path: Path) -> None:
+    write(tmp_path, a={"n": [1, 2], "b": [b"a", b"\xff"]})
+    condition = pc.field("b") == pa.scalar(b"\xff", pa.binary_view())
+    with pytest.raises(UnicodeDecodeError):
+        str(condition)
+    one = source(tmp_path, columns=("n",), filter=condition)
+    assert "an expression with bytes" in one.name
+    with pytest.raises(OptionError, match="an expression with bytes"):
+        one.pieces(1)
+
+
 def test_columns_that_a_filter_does_not_name_are_not_read_for_it(tmp_path: Path) -> None:
     write(tmp_path, a={"i": [1, 2], "is": [2, 1], "n": [0, 0], "x.y": [5, 6]})
     [piece] = source(tmp_path, columns=("n",), filter=pc.field("x.y").isin([6])).pieces(1)
