@@ -129,6 +129,25 @@ async def test_killed_actor_builds_its_state_again_and_no_row_is_lost_or_doubled
     assert (rows if preserve_order else sorted(rows)) == [2 * one for one in range(NUM_ROWS)]
 
 
+@pytest.mark.parametrize("killed_at", [0, 350, 650])
+async def test_worker_killed_while_types_are_found_out_loses_and_doubles_no_row(tmp_path: Path, killed_at: int) -> None:
+    death = Once(tmp_path, killed_at)
+
+    def change(batch: Batch) -> Batch:
+        death.look_at(batch)
+        row = batch["id"][0]
+        if row == 0:
+            time.sleep(0.3)  # The others are done by then, each with types of its own.
+        return {"id": batch["id"], "twice": batch["id"] * 2 if row < 250 else batch["id"] * 2.0}
+
+    ds = numbers().map_batches(change, batch_size=BATCH_ROWS)
+    with anyio.fail_after(60):
+        batches = [batch async for batch in ds.aiter_batches(batch_size=BATCH_ROWS)]
+    assert death.num_killed == 1
+    assert {batch["twice"].dtype for batch in batches} == {np.dtype(np.int64)}
+    assert sorted(row for batch in batches for row in batch["twice"].tolist()) == [2 * one for one in range(NUM_ROWS)]
+
+
 def slow(batch: Batch) -> Batch:
     """Take so long that there is something left to do when an actor is killed."""
     time.sleep(0.03)

@@ -46,6 +46,9 @@ class Claims:
         self._learning = learning
         self._order = order
         self._claims: dict[int, Claim] = {}
+        # Those that were not compared with what is known since the one or the other changed.
+        self._unchecked: dict[int, Claim] = {}
+        self._num_changes = 0
 
     def __len__(self) -> int:
         """Tasks of which something is held back, or may be."""
@@ -58,6 +61,7 @@ class Claims:
             if claim is None:
                 claim = self._claims[task.job.number] = Claim(task, learned)
             claim.learned = learned
+            self._unchecked[task.job.number] = claim
         return claim
 
     def settled(self) -> Iterator[Claim]:
@@ -81,18 +85,21 @@ class Claims:
         yield from self._void()
         if self._learning.is_complete:
             for number, claim in sorted(self._claims.items()):
-                if claim.end is not None:
+                if claim.end is not None or claim.learned.is_final:
                     yield self._claims.pop(number)
-                elif claim.learned.is_final:
-                    yield claim
 
     def clear(self) -> None:
         """Let go of what is held back."""
         self._claims.clear()
+        self._unchecked.clear()
 
     def _void(self) -> Iterator[Claim]:
-        for claim in list(self._claims.values()):
-            if not self._learning.agrees_with(claim.learned):
+        if self._num_changes != self._learning.num_changes:
+            self._num_changes = self._learning.num_changes
+            self._unchecked = dict(self._claims)
+        while self._unchecked:
+            _, claim = self._unchecked.popitem()
+            if not self._learning.agrees_with(claim.learned, began_at_head=claim.task.began_at_head):
                 yield self._pop_void(claim)
 
     def _pop_void(self, claim: Claim) -> Claim:

@@ -62,6 +62,7 @@ class DataOpTask:
         expected_bytes: How many bytes it is expected to produce.
 
     Attributes:
+        began_at_head: Whether its job was at the head of the input when it began.
         is_void: Whether its outputs are dropped, and its job is done again.
     """
 
@@ -73,6 +74,7 @@ class DataOpTask:
         "_num_waiting",
         "_owner",
         "_runtime",
+        "began_at_head",
         "handle",
         "is_void",
         "job",
@@ -85,6 +87,7 @@ class DataOpTask:
     ) -> None:
         """Count what is expected of it."""
         self.job = job
+        self.began_at_head = False
         self.is_void = False
         self.state = DataOpTaskState.ACTIVE
         self.produced_bytes = 0

@@ -27,6 +27,7 @@ class SchemaLearning:
     Attributes:
         schemas: The schema of each function's outputs, as far as it is known; None for other transforms.
         is_complete: Whether nothing is to be found out any more.
+        num_changes: How often something was found out.
     """
 
     def __init__(self, chain: Sequence[Transform]) -> None:
@@ -35,6 +36,7 @@ class SchemaLearning:
         self._is_learnt = [one.calls_user_code and one.output_schema(None) is None for one in chain]
         self.schemas: Schemas = tuple(one.output_schema(None) if one.calls_user_code else None for one in chain)
         self.is_complete = not any(self._is_learnt)
+        self.num_changes = 0
         # Rows that functions have returned for the jobs before the head of the input.
         self._num_rows = 0
 
@@ -43,9 +45,17 @@ class SchemaLearning:
         """Rows that the functions may still return at the head of the input before what is unknown stays so."""
         return max(0, MAX_UNKNOWN_ROWS - self._num_rows)
 
-    def agrees_with(self, learned: Learned) -> bool:
-        """Whether what a task took for granted is what it would have been told, had it begun now."""
+    def agrees_with(self, learned: Learned, *, began_at_head: bool) -> bool:
+        """Whether what a task took for granted is what it would have been told, had it begun now.
+
+        Args:
+            learned: What it took for granted.
+            began_at_head: Whether its job was at the head of the input when it began: then it was told what is known.
+        """
         last = len(self._chain) - 1
+        if learned.refined_at is not None and not began_at_head and any(self._is_learnt[:last]):
+            # What comes next in the chain was given columns of nulls at first, whose types may have been known.
+            return False
         return all(
             ours is None or theirs is None or self._agree(ours, theirs, is_last=index == last)
             for index, (ours, theirs) in enumerate(zip(self.schemas, learned.schemas, strict=True))
@@ -67,14 +77,17 @@ class SchemaLearning:
         """
         if learned.refined_at is not None and learned.refined_at >= self.max_unknown_rows:
             return False
-        self.schemas = tuple(
+        schemas = tuple(
             ours if theirs is None or not is_learnt else theirs if ours is None else refine_schema(ours, theirs)
             for ours, theirs, is_learnt in zip(self.schemas, learned.schemas, self._is_learnt, strict=True)
         )
-        known = [schema for schema, is_learnt in zip(self.schemas, self._is_learnt, strict=True) if is_learnt]
+        known = [schema for schema, is_learnt in zip(schemas, self._is_learnt, strict=True) if is_learnt]
         self.is_complete = None not in known and (
             learned.num_rows >= self.max_unknown_rows or all(is_known(schema) for schema in known)
         )
+        if self.is_complete or schemas != self.schemas:
+            self.schemas = schemas
+            self.num_changes += 1
         return True
 
     def conclude(self, learned: Learned) -> None:
@@ -84,6 +97,7 @@ class SchemaLearning:
     def finish(self) -> None:
         """Leave unknown what is so far."""
         self.is_complete = True
+        self.num_changes += 1
 
     def output_schema(self) -> pa.Schema | None:
         """Return the schema of what comes out of the last transform; None: the last function has returned no rows."""

@@ -255,6 +255,7 @@ class TaskOperator:
         pacing = self._pacing
         job = self._jobs.take(self._workers.num_free, pacing.blocks_worth_a_task, pacing.blocks_per_job)
         task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, expected_bytes)
+        task.began_at_head = job.number == self._order.head
         work = Work(
             job.pieces,
             cuts,
@@ -263,7 +264,7 @@ class TaskOperator:
             self._learning.schemas,
             self._learning.is_complete,
             # How many rows came before is known of the job at the head alone.
-            self._learning.max_unknown_rows if job.number == self._order.head else None,
+            self._learning.max_unknown_rows if task.began_at_head else None,
             self._input_schema,
         )
         task.handle = self._workers.submit(work, job.refs, self._tell)

@@ -236,7 +236,8 @@ def _known_field(field: pa.Field, tables: Sequence[pa.Table]) -> pa.Field:
 
 
 def _column(table: pa.Table, field: pa.Field) -> pa.ChunkedArray:
-    if field.name not in table.column_names:
+    # What has no rows says nothing, and may be of any type.
+    if field.name not in table.column_names or not table.num_rows:
         return pa.chunked_array([pa.nulls(table.num_rows, field.type)])
     return cast_exactly(table.column(field.name), field.type)
 

@@ -52,9 +52,9 @@ def test_functions_are_what_is_learnt() -> None:
 def test_a_task_that_knows_nothing_yet_agrees_with_everybody() -> None:
     learning = SchemaLearning([MapBatches(dict), MapBatches(dict)])
     assert learning.adopt(learned(INT, None))
-    assert learning.agrees_with(learned(None, None))
-    assert learning.agrees_with(learned(INT, FLOAT))
-    assert not learning.agrees_with(learned(FLOAT, None))
+    assert learning.agrees_with(learned(None, None), began_at_head=True)
+    assert learning.agrees_with(learned(INT, FLOAT), began_at_head=True)
+    assert not learning.agrees_with(learned(FLOAT, None), began_at_head=True)
     assert learning.adopt(learned(INT, FLOAT))
     assert learning.schemas == (INT, FLOAT)
 
