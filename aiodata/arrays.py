@@ -12,7 +12,6 @@ The type depends on the values' types, and on the shapes of arrays, but never on
 
 from __future__ import annotations
 
-import datetime as dt
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from typing import Any
@@ -24,13 +23,13 @@ from pyarrow import types
 from aiodata.casts import cast_exactly
 from aiodata.kinds import is_list_like, is_permuted, unify_all_types
 from aiodata.memory import copy_array
+from aiodata.moments import as_moments, from_moments, with_nanoseconds
 from aiodata.sorts import what_is_mixed
 
 # Units that Arrow has no types for, with the next finer one that it has.
 _DATETIME_UNITS = {"Y": "D", "M": "D", "W": "D", "h": "s", "m": "s"}
 _DURATION_UNITS = {"W": "s", "D": "s", "h": "s", "m": "s"}
 
-_NANOSECONDS = {"s": 10**9, "ms": 10**6, "us": 10**3, "ns": 1}
 
 _FAILURES = (pa.ArrowException, TypeError, ValueError, OverflowError, KeyError)
 
@@ -83,7 +82,7 @@ def _from_numpy(
     values = _with_arrow_dtype(name, values)
     if values.ndim > 1:
         return _to_tensors(name, values, hint, copy=copy)
-    array = _as_moments(_infer(name, values, nan_is_null=nan_is_null), hint)
+    array = as_moments(_infer(name, values, nan_is_null=nan_is_null), hint)
     # Arrow's own memory is in use already when it is allocated again, that of numpy most often is not.
     return copy_array(array) if copy and values.flags.c_contiguous and values.dtype.kind in "iufmM" else array
 
@@ -108,27 +107,6 @@ def _with_arrow_dtype(name: str, values: np.ndarray[Any, Any]) -> np.ndarray[Any
     return values
 
 
-def _as_moments(array: pa.Array, hint: pa.DataType | None) -> pa.Array:
-    """Return moments in the time zone they had, or as days: numpy has neither zones nor days in milliseconds."""
-    if hint is None or not types.is_timestamp(array.type) or array.type.tz is not None:
-        return array
-    if types.is_timestamp(hint) and hint.unit == array.type.unit:
-        return array.view(hint)
-    if types.is_date64(hint) and array.type.unit == "ms":
-        try:
-            days = array.view(hint)
-            days.cast(pa.date32())
-        except pa.ArrowInvalid:
-            return array
-        return days
-    return array
-
-
-def as_moments(array: pa.Array, hint: pa.DataType | None) -> pa.Array:
-    """As `_as_moments`, for libraries that do have time zones."""
-    return _as_moments(array, hint) if hint is not None and types.is_date64(hint) else array
-
-
 def _from_masked(name: str, values: np.ma.MaskedArray[Any, Any], hint: pa.DataType | None) -> pa.Array:
     mask, data = np.ma.getmaskarray(values), np.ma.getdata(values)
     if data.ndim == 0:
@@ -141,7 +119,7 @@ def _from_masked(name: str, values: np.ma.MaskedArray[Any, Any], hint: pa.DataTy
     data = _with_arrow_dtype(name, data)
     if data.ndim > 1:
         return _to_tensors(name, data, hint, mask, copy=True)
-    return _as_moments(_infer(name, np.array(data), mask=mask), hint)
+    return as_moments(_infer(name, np.array(data), mask=mask), hint)
 
 
 def _to_tensors(
@@ -193,13 +171,13 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
         if nested is not None:
             return nested
     try:
-        array = _with_nanoseconds(pa.array(rows, from_pandas=nan_is_null), rows)
+        array = with_nanoseconds(pa.array(rows, from_pandas=nan_is_null), rows)
     except _FAILURES as error:
         if any(map(_is_array, rows)):
             return _from_arrays(name, rows, hint)
         if any(isinstance(row, int) and row >= 2**63 for row in rows):
             return _infer(name, rows, kind=pa.uint64())
-        moments = _from_moments(rows, hint)
+        moments = from_moments(rows, hint)
         if moments is not None:
             return moments
         nested = _from_nested(name, rows, hint, nan_is_null=nan_is_null)
@@ -209,44 +187,6 @@ def _from_list(name: str, rows: list[Any], hint: pa.DataType | None, *, nan_is_n
     if mixed := what_is_mixed(array.type, rows):
         raise ValueError(f"column {name!r} has {mixed}, which do not go together; give it values of one type")
     return array
-
-
-def _from_moments(rows: Sequence[Any], hint: pa.DataType | None) -> pa.Array | None:
-    """Make moments, or durations, of Python's and of numpy's, which stand for what is out of Python's range, in UTC."""
-    if hint is None or not (types.is_timestamp(hint) or types.is_duration(hint)):
-        return None
-    is_moment = types.is_timestamp(hint)
-    known = (np.datetime64, dt.datetime) if is_moment else (np.timedelta64, dt.timedelta)
-    present = [row for row in rows if row is not None]
-    if not all(isinstance(row, known) for row in present):
-        return None
-    if any(isinstance(row, dt.datetime) and (row.tzinfo is None) != (hint.tz is None) for row in present):
-        return None
-    numbers = [None if row is None else _nanoseconds(row) for row in rows]
-    nanoseconds = [number for number in numbers if number is not None]
-    if len(nanoseconds) < len(present):
-        return None
-    # As they were, unless they have become finer.
-    units = [hint.unit, "us", "ns"]
-    unit = next(one for one in units if all(number % _NANOSECONDS[one] == 0 for number in nanoseconds))
-    counts = [None if number is None else number // _NANOSECONDS[unit] for number in numbers]
-    if any(count is not None and not -(2**63) <= count < 2**63 for count in counts):
-        return None
-    return pa.array(counts, pa.int64()).view(pa.timestamp(unit, hint.tz) if is_moment else pa.duration(unit))
-
-
-def _nanoseconds(value: Any) -> int | None:
-    """Return a moment's distance from 1970, in UTC, or a duration; None: it is in another unit, or none at all."""
-    if isinstance(value, np.datetime64 | np.timedelta64):
-        unit, count = np.datetime_data(value.dtype)
-        return (
-            None
-            if np.isnat(value) or unit not in _NANOSECONDS
-            else int(value.astype(np.int64)) * count * _NANOSECONDS[unit]
-        )
-    if isinstance(value, dt.datetime):
-        value -= dt.datetime(1970, 1, 1, tzinfo=None if value.tzinfo is None else dt.UTC)
-    return int(value // dt.timedelta(microseconds=1)) * 1000 + int(getattr(value, "nanoseconds", 0))
 
 
 def _infer(name: str, values: Any, *, nan_is_null: bool = False, mask: Any = None, kind: Any = None) -> pa.Array:
@@ -259,15 +199,6 @@ def _infer(name: str, values: Any, *, nan_is_null: bool = False, mask: Any = Non
 
 def _no_array(name: str, error: BaseException) -> ValueError:
     return ValueError(f"column {name!r} cannot be made an Arrow array: {error}; give it values of one type")
-
-
-def _with_nanoseconds(array: pa.Array, rows: Sequence[Any]) -> pa.Array:
-    """Infer again where pandas' moments and durations were taken for Python's, which lack nanoseconds."""
-    if types.is_timestamp(array.type) and any(getattr(row, "nanosecond", 0) for row in rows):
-        return pa.array(rows, pa.timestamp("ns", array.type.tz))
-    if types.is_duration(array.type) and any(getattr(row, "nanoseconds", 0) for row in rows):
-        return pa.array(rows, pa.duration("ns"))
-    return array
 
 
 def _is_array(value: Any) -> bool:

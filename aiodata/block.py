@@ -9,9 +9,10 @@ import numpy as np
 import pyarrow as pa
 from pyarrow import types
 
-from aiodata.arrays import as_moments, to_array
+from aiodata.arrays import to_array
 from aiodata.given import Given as Given
 from aiodata.memory import copy_array
+from aiodata.moments import as_days
 from aiodata.restore import restore
 from aiodata.schemas import cast_exactly, check_names, conform, plain_type, unify_schemas, with_plain_types
 
@@ -196,7 +197,7 @@ def _restored(array: pa.Array, name: str, given: Given | None, *, is_declared: b
 def _restore(column: pa.ChunkedArray, name: str, given: Given) -> pa.ChunkedArray:
     """Restore the chunks, to one type."""
     hint = given.type_of(name)
-    chunks = [_restored(as_moments(chunk, hint), name, given, is_declared=False) for chunk in column.chunks]
+    chunks = [_restored(as_days(chunk, hint), name, given, is_declared=False) for chunk in column.chunks]
     if len({str(chunk.type) for chunk in chunks}) > 1:
         return column
     return pa.chunked_array(chunks, chunks[0].type if chunks else column.type)
