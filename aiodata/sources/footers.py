@@ -32,7 +32,7 @@ _KEPT_BYTES = 128 << 20
 _THREADS = 16
 
 # Statistics that are looked at for nulls; a look takes about a microsecond.
-_MAX_STATISTICS = 200_000
+_MAX_STATISTICS = 50_000
 
 _INDEX_NAME = re.compile(r"__index_level_\d+__")
 
@@ -183,6 +183,8 @@ def unify(files: Sequence[FoundFile], footers: Sequence[Footer | None]) -> pa.Sc
 def with_null_marks(schema: pa.Schema, footers: Sequence[Footer]) -> pa.Schema:
     """Mark the columns that have nulls in some row of these files, and those that have none, by their statistics.
 
+    Only integers and bools are looked at: no format has another type where there are nulls.
+
     Args:
         schema: The schema, or a part of it.
         footers: The footers of all files.
@@ -192,6 +194,9 @@ def with_null_marks(schema: pa.Schema, footers: Sequence[Footer]) -> pa.Schema:
     budget = _MAX_STATISTICS
     fields = []
     for field in schema:
+        if not (pa.types.is_integer(field.type) or pa.types.is_boolean(field.type)):
+            fields.append(field)
+            continue
         has_nulls: bool | None = False
         for footer in with_rows:
             layout = layouts.get(id(footer.columns)) or Layout.of(footer.columns.stored)
@@ -201,16 +206,15 @@ def with_null_marks(schema: pa.Schema, footers: Sequence[Footer]) -> pa.Schema:
                 has_nulls = True
             else:
                 budget -= footer.metadata.num_row_groups * len(found)
-                has_nulls = None if budget < 0 else _any_nulls(footer, field.name, found, has_nulls)
+                has_nulls = None if budget < 0 else _any_nulls(footer, found, has_nulls)
             if has_nulls:
                 break
         fields.append(mark_nulls(field, has_nulls=has_nulls) if with_rows else field)
     return pa.schema(fields)
 
 
-def _any_nulls(footer: Footer, name: str, leaves: range, so_far: bool | None) -> bool | None:
+def _any_nulls(footer: Footer, leaves: range, so_far: bool | None) -> bool | None:
     """Return whether a column of a file has nulls; `so_far` is what is known of the files before it."""
-    is_flat = footer.columns.schema.field(name).type.num_fields == 0
     for group in range(footer.metadata.num_row_groups):
         info = footer.metadata.row_group(group)
         for leaf in leaves:
@@ -218,10 +222,7 @@ def _any_nulls(footer: Footer, name: str, leaves: range, so_far: bool | None) ->
             if statistics is None or not statistics.has_null_count:
                 so_far = None
             elif statistics.null_count:
-                # A null in a list or a struct is not one of the column.
-                if is_flat:
-                    return True
-                so_far = None
+                return True
     return so_far
 
 
