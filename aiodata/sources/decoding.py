@@ -14,8 +14,13 @@ from aiodata.sources.layout import Layout
 # Row groups of up to this many chunks are decoded at once.
 _CHUNKS_AT_ONCE = 2
 
-# Rows that are decoded at a time where only an estimate says what they take: more at a time is no faster.
+# Rows that are decoded at a time where only an estimate says what they take; and where the estimate was about right for
+# the row group before.
 _UNSURE_ROWS = 16_384
+_EXPECTED_ROWS = 65_536
+
+# How wrong an estimate may be that is about right.
+_ABOUT = 2
 
 # With fewer rows at a time decoding gets slower, so it is begun anew once it is seen that more may be.
 _FEW_ROWS = 2_048
@@ -59,8 +64,9 @@ class Decoder:
         self._columns = columns
         self._layout = layout
         self._chunk_bytes = chunk_bytes
-        # By how much the last estimates were wrong.
+        # By how much the last estimates were wrong, and how many rows may be decoded on the strength of the next one.
         self._correction = 1.0
+        self._unsure_rows = _UNSURE_ROWS
         # The most that rows of the current row group have taken, on the average of those that were decoded together.
         self._largest_row_bytes = 0.0
         # What is being decoded, for errors.
@@ -94,7 +100,7 @@ class Decoder:
             if not is_sure:
                 size *= self._correction
             is_small = row == 0 and size <= _CHUNKS_AT_ONCE * self._chunk_bytes
-            is_small = is_small and (is_sure or info.num_rows <= _UNSURE_ROWS)
+            is_small = is_small and (is_sure or info.num_rows <= self._unsure_rows)
             if run and not (is_small and run_bytes + size <= self._chunk_bytes):
                 yield from self._run(run)
                 run, run_bytes = [], 0.0
@@ -105,7 +111,11 @@ class Decoder:
                 row_bytes = size / info.num_rows
                 rows = max(1, int(self._chunk_bytes / max(1.0, row_bytes)))
                 yield from self._parts(
-                    group, info.num_rows, row, rows if is_sure else min(max(_FIRST_ROWS, rows), _UNSURE_ROWS), row_bytes
+                    group,
+                    info.num_rows,
+                    row,
+                    rows if is_sure else min(max(_FIRST_ROWS, rows), self._unsure_rows),
+                    row_bytes,
                 )
                 row = 0
         if run:
@@ -153,7 +163,9 @@ class Decoder:
                         or next_rows != batch_rows
                     ):
                         if row_bytes:
-                            self._correction *= part_bytes / part.num_rows / row_bytes
+                            error = part_bytes / part.num_rows / row_bytes
+                            self._correction *= error
+                            self._unsure_rows = _EXPECTED_ROWS if 1 / _ABOUT <= error <= _ABOUT else _UNSURE_ROWS
                             row_bytes = part_bytes / part.num_rows
                         table = pa.Table.from_batches(gathered)
                         gathered, gathered_bytes = [], 0.0
