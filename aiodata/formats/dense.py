@@ -86,12 +86,25 @@ def to_floats(data: Array, mask: Array | None) -> Array:
 def settle(column: Array, look: Look) -> Array:
     """Make a column private, or read-only."""
     if look.writable:
-        return column if column.flags.writeable else column.copy("K")
+        return column if column.flags.writeable else _private(column)
     if column.flags.writeable:
         column.flags.writeable = False
     if isinstance(column, np.ma.MaskedArray):
         np.ma.getmaskarray(column).flags.writeable = False
     return column
+
+
+def _private(column: Array) -> Array:
+    """Return a copy that may be written to.
+
+    Its memory is from Arrow's pool: the C library's gives memory of this size back when it is free, and pages that are
+    new cost more than to copy what is in them.
+    """
+    if isinstance(column, np.ma.MaskedArray) or column.dtype.kind not in "biuf" or not column.flags.c_contiguous:
+        return column.copy("K")
+    copy: Array = np.frombuffer(pa.allocate_buffer(column.nbytes), column.dtype).reshape(column.shape)
+    copy[...] = column
+    return copy
 
 
 def _either(one: Array | None, other: Array | None) -> Array | None:

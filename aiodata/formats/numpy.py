@@ -14,10 +14,6 @@ from aiodata.formats.dense import Look
 from aiodata.formats.format import REFUSALS, BatchFormat, blamed, refuse_duplicates
 from aiodata.schemas import has_nulls
 
-# Copies are cheapest where a stretch and its copy stay in a core's cache of a MiB or so: batches of 256 rows of four
-# numbers take 0.3 µs more then than those that are not copied, and 1.4 µs more where a block is copied at once.
-_WORDS_PER_COPIED_WORD = 2
-
 
 class NumpyFormat(Costed):
     """Zero-copy and read-only, or copied once per stretch.
@@ -62,7 +58,7 @@ class NumpyFormat(Costed):
 
     def _cost(self, field: pa.Field) -> tuple[float, float]:
         # Where there are nulls more is copied, but a schema does not tell.
-        words = _WORDS_PER_COPIED_WORD * count_words(field.type) if self._look.writable else 0.0
+        words = count_words(field.type) if self._look.writable else 0.0
         if not is_plain(field.type):
             return count_objects(field.type), words
         is_made = pa.types.is_boolean(field.type) or pa.types.is_date(field.type)
