@@ -68,6 +68,23 @@ class Footer:
         return int(self.metadata.num_rows)
 
 
+@dataclass(frozen=True, slots=True)
+class Found:
+    """The files of a source, and what is known of all of them.
+
+    Attributes:
+        files: The files that can be read.
+        hive: The columns that their directories stand for.
+        full: The schema of all their rows, if none was asked for.
+        is_whole: Whether no file was left out, of which somebody has to be told.
+    """
+
+    files: list[FoundFile]
+    hive: list[pa.Field]
+    full: pa.Schema
+    is_whole: bool
+
+
 class Footers:
     """Reads footers, and keeps them for whoever needs them next: the plan of a pass, its pieces, the next pass.
 
@@ -82,6 +99,16 @@ class Footers:
         self._num_bytes = 0
         self._kept: dict[tuple[str, int, int], Footer] = {}
         self._schemas = FileSchemas()
+        self._found: Found | None = None
+
+    def keep_found(self, found: Found) -> None:
+        """Keep what was found for whoever asks next, once: the pieces of the run whose schema was asked for."""
+        self._found = found if found.is_whole else None
+
+    def take_found(self) -> Found | None:
+        """Return what was found just now, if anything was; later it may be out of date."""
+        found, self._found = self._found, None
+        return found
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Pickle without what is kept, which is quick to read again, and large."""

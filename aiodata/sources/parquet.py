@@ -26,6 +26,7 @@ from aiodata.sources.footers import (
     PARQUET,
     Footer,
     Footers,
+    Found,
     open_parquet,
     unify,
     with_null_marks,
@@ -275,7 +276,9 @@ class ParquetSource(Source):
             UnknownColumnError: A column is asked for that is not there.
             OptionError: The filter cannot be evaluated.
         """
-        return self._plan(skip).scan.schema
+        found = self._find(skip)
+        self.footers.keep_found(found)
+        return self._planned(found).scan.schema
 
     def pieces(self, num_tasks: int, skip: Skip = raise_it) -> Sequence[Piece]:
         """List the files; where they are fewer than the tasks, divide them by row groups.
@@ -327,24 +330,35 @@ class ParquetSource(Source):
         return sum(footer.num_rows for footer in footers if footer is not None)
 
     def _plan(self, skip: Skip) -> _Planned:
+        """Return what is to be read: of the files that were found for the schema, for which a run asks just before."""
+        return self._planned(self.footers.take_found() or self._find(skip))
+
+    def _planned(self, found: Found) -> _Planned:
+        if self.asked_schema is None:
+            return _Planned(found.files, self._scan(found.full, found.hive))
+        full = self.asked_schema.remove_metadata()
+        return _Planned(found.files, self._scan(full, [field for field in found.hive if field.name in full.names]))
+
+    def _find(self, skip: Skip) -> Found:
         files = find_files(self.paths, PARQUET, partitioning=self.partitioning)
         hive = partition_fields(files) if self.partitioning else []
-        is_complete = len(files) <= _MAX_FOOTERS
         if self.asked_schema is not None:
-            full = self.asked_schema.remove_metadata()
-            return _Planned(files, self._scan(full, [field for field in hive if field.name in full.names], None))
+            return Found(files, hive, pa.schema([]), is_whole=True)
+        is_complete = len(files) <= _MAX_FOOTERS
         asked = files if is_complete else _spread(files, _MAX_FOOTERS)
         footers = self.footers.read(asked, skip)
         broken = {file.path for file, footer in zip(asked, footers, strict=True) if footer is None}
         if len(broken) == len(asked):
             raise SourceError(self.paths.name, f"none of the files can be read, for example {asked[0].path}")
         directories = {one.name for one in hive}
-        full = pa.schema([*(one for one in unify(asked, footers) if one.name not in directories), *hive])
-        known = [footer for footer in footers if footer is not None] if is_complete else None
-        return _Planned([file for file in files if file.path not in broken], self._scan(full, hive, known))
+        stored = pa.schema([one for one in unify(asked, footers) if one.name not in directories])
+        if is_complete:
+            stored = with_null_marks(stored, [footer for footer in footers if footer is not None])
+        readable = [file for file in files if file.path not in broken]
+        return Found(readable, hive, pa.schema([*stored, *hive]), is_whole=not broken)
 
-    def _scan(self, full: pa.Schema, hive: Sequence[pa.Field], footers: Sequence[Footer] | None) -> Scan:
-        """Choose columns out of all that there are; the footers are those of all files, if they are known."""
+    def _scan(self, full: pa.Schema, hive: Sequence[pa.Field]) -> Scan:
+        """Choose columns out of all that there are."""
         columns = self.columns
         if twice := duplicates(columns or ()):
             raise OptionError(f"{self.name}: the columns have {twice} more than once; name each column once")
@@ -352,10 +366,6 @@ class ParquetSource(Source):
             if name not in full.names:
                 raise UnknownColumnError(self.name, f"there is no column {name!r}{near_miss(name, full.names)}")
         directories = tuple(one.name for one in hive)
-        if footers is not None:
-            names = [name for name in columns or full.names if name not in directories]
-            marked = with_null_marks(pa.schema([full.field(name) for name in names]), footers)
-            full = pa.schema([marked.field(one.name) if one.name in names else one for one in full])
         is_strict = columns is None and self.asked_schema is None
         return Scan(full, columns, self.filter, directories, is_strict=is_strict)
 
