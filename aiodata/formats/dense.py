@@ -15,6 +15,9 @@ Array = np.ndarray[Any, Any]
 # What float64 holds exactly.
 _EXACT = 2**53
 
+# Copies of less than this have memory that the C library keeps.
+_SMALL_BYTES = 64 << 10
+
 
 @dataclass(frozen=True, slots=True)
 class Look:
@@ -100,7 +103,8 @@ def _private(column: Array) -> Array:
     Its memory is from Arrow's pool: the C library's gives memory of this size back when it is free, and pages that are
     new cost more than to copy what is in them.
     """
-    if isinstance(column, np.ma.MaskedArray) or column.dtype.kind not in "biuf" or not column.flags.c_contiguous:
+    is_plain = not isinstance(column, np.ma.MaskedArray) and column.dtype.kind in "biuf" and column.flags.c_contiguous
+    if not is_plain or column.nbytes < _SMALL_BYTES:
         return column.copy("K")
     copy: Array = np.frombuffer(pa.allocate_buffer(column.nbytes), column.dtype).reshape(column.shape)
     copy[...] = column

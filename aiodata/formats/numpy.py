@@ -12,7 +12,11 @@ from aiodata.formats.columns import column_to_numpy, join_columns, slice_masked
 from aiodata.formats.cost import Costed, PerSchema, count_objects, count_words, is_plain
 from aiodata.formats.dense import Look
 from aiodata.formats.format import REFUSALS, BatchFormat, blamed, refuse_duplicates
+from aiodata.kinds import is_extension
 from aiodata.schemas import has_nulls
+
+# To make a copy of a column takes as long as to copy so many numbers: with hundreds of columns a stretch has more rows.
+_LEAST_COPIED_ROWS = 4096
 
 
 class NumpyFormat(Costed):
@@ -55,6 +59,13 @@ class NumpyFormat(Costed):
     def join(self, pieces: Sequence[Any]) -> Any:
         """Copy arrays into one per column."""
         return {name: join_columns([piece[name] for piece in pieces], self._look) for name in pieces[0]}
+
+    def _num_rows(self, schema: pa.Schema) -> int | None:
+        rows = super()._num_rows(schema)
+        are_numbers = all(is_plain(kind) and not pa.types.is_fixed_size_list(kind) for kind in schema.types)
+        if rows is None or not self._look.writable or not are_numbers or any(map(is_extension, schema.types)):
+            return rows
+        return max(rows, _LEAST_COPIED_ROWS)
 
     def _cost(self, field: pa.Field) -> tuple[float, float]:
         # Where there are nulls more is copied, but a schema does not tell.
