@@ -6,21 +6,19 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeVar
 
-import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import ask_in_thread, start
+from aiodata.concurrency import ask_in_thread
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
-from aiodata.execution.executor import StreamingExecutor
+from aiodata.execution.run import Run
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Limit, Plan, Read
 from aiodata.plan.optimize import push_down
 from aiodata.plan.output_schema import MAX_UNKNOWN_ROWS
 from aiodata.plan.planning import find_plan_schema
 from aiodata.plan.source import Skip, raise_it
-from aiodata.runtime import choose_runtime
 
 _T = TypeVar("_T")
 
@@ -34,11 +32,11 @@ async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
     if schema is not None:
         return schema
     # As many rows as the run itself would look at, so that the answer is what its batches have.
-    executor = await _run(plan.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
-    if executor.schema is None:
+    run = await _run(plan.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
+    if run.schema is None:
         unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
-        executor = await _run(unlimited.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
-    return executor.schema if executor.schema is not None else pa.schema([])
+        run = await _run(unlimited.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
+    return run.schema if run.schema is not None else pa.schema([])
 
 
 async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
@@ -81,19 +79,14 @@ def _is_enough(bundle: RefBundle) -> bool:
     return True
 
 
-async def _run(plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool]) -> StreamingExecutor:
+async def _run(plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool]) -> Run:
     """Run a plan and visit its bundles, until one is enough."""
     try:
-        async with choose_runtime(options)() as runtime:
-            executor = StreamingExecutor(plan, runtime, options)
-            send, receive = anyio.create_memory_object_stream[RefBundle](1)
-            async with send, receive, anyio.create_task_group() as group:
-                start(group, executor.run, send)
-                async for bundle in receive:
-                    if visit(bundle):
-                        group.cancel_scope.cancel()
-                        break
-            return executor
+        async with Run(plan, options) as run:
+            async for bundle in run:
+                if visit(bundle):
+                    break
+        return run
     except Exception as error:  # noqa: BLE001 - raised again below, without the groups around it.
         failure = unwrap(error)
     if isinstance(failure, AiodataError):

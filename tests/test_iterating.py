@@ -327,7 +327,7 @@ async def test_materialized_dataset_knows_its_rows_and_schema_without_a_run(
     def refuse(_: object) -> None:
         raise AssertionError("a run was started")
 
-    monkeypatch.setattr("aiodata.query.choose_runtime", refuse)
+    monkeypatch.setattr("aiodata.execution.run.choose_runtime", refuse)
     assert await stored.count() == 100
     assert await stored.limit(30).count() == 30
     assert await stored.schema() == pa.schema([("id", pa.int64())])

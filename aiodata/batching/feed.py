@@ -2,32 +2,25 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import Protocol
 
-import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import call_in_thread, start
-from aiodata.coordination import DELIVERY_BYTES, MAX_BUNDLES, Coordinator, Lease
-from aiodata.execution.executor import StreamingExecutor, max_held_bytes
-from aiodata.options import ExecutionOptions, SplitOptions
+from aiodata.concurrency import call_in_thread
+from aiodata.execution.run import Run
+from aiodata.options import ExecutionOptions
 from aiodata.plan.control import blame
 from aiodata.plan.nodes import Plan
 from aiodata.plan.pieces import Origin
-from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
 from aiodata.schemas import conform
 from aiodata.stats import RunStats
 
 # Seconds that a conversion of a block's rows is waited for when it is cancelled.
 _CONFORM_GRACE_S = 1.0
-
-# The part of what a consumer may hold that one delivery may have: one of so many.
-_HELD_PARTS = 8
 
 
 class BundleSource(Protocol):
@@ -99,7 +92,7 @@ def _conform(rows: pa.Table, bundle: RefBundle) -> pa.Table:
 
 
 class LocalFeed:
-    """Hosts the coordinator and the execution of one pass in this process.
+    """The supply of one pass by a run in this process.
 
     Args:
         plan: What to run.
@@ -108,66 +101,33 @@ class LocalFeed:
 
     def __init__(self, plan: Plan, options: ExecutionOptions) -> None:
         """Prepare; nothing runs."""
-        self._plan = plan
-        self._options = options
-        self._executor: StreamingExecutor | None = None
+        self._run = Run(plan, options)
 
     def stats(self) -> RunStats:
-        """Return what the run behind it has done so far."""
-        return self._executor.stats() if self._executor else RunStats()
+        """Return what the run has done so far."""
+        return self._run.stats()
 
     def leave(self) -> None:
         """Do nothing: the run has stopped with its event loop."""
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
-        """Run one epoch as split 0, the only one; tell the coordinator at the end, whatever the reason."""
-        async with choose_runtime(self._options)() as runtime:
-            self._executor = executor = StreamingExecutor(self._plan, runtime, self._options)
-            held_bytes = max_held_bytes(self._options, runtime)
-            delivery_bytes = min(DELIVERY_BYTES, held_bytes // _HELD_PARTS)
-            coordinator = Coordinator(
-                executor.run,
-                options=SplitOptions(on_split_lost="raise"),
-                delivery_bytes=delivery_bytes,
-                # Of large blocks, few had better be made before somebody asks for them.
-                max_waiting=max(1, min(MAX_BUNDLES, delivery_bytes // self._options.target_block_bytes)),
-            )
-            async with anyio.create_task_group() as group:
-                start(group, coordinator.serve, 1)
-                lease, _ = await coordinator.join(0)
-                await coordinator.start_epoch(lease)
-                epoch = _Epoch(coordinator, lease, runtime, held_bytes)
-                try:
-                    await consume(epoch)
-                finally:
-                    epoch.delivered.clear()
-                    coordinator.notify_split_finished(lease)
+        """Run the plan as long as its bundles are consumed."""
+        async with self._run as run:
+            await consume(_RunBundles(run))
 
 
-class _Epoch:
-    """Asks a coordinator in this process for bundles, in turn."""
+class _RunBundles:
+    """The bundles of a run in this process."""
 
-    def __init__(self, coordinator: Coordinator, lease: Lease, runtime: Runtime, max_held_bytes: int) -> None:
-        self.max_held_bytes = max_held_bytes
-        self._coordinator = coordinator
-        self._lease = lease
-        self._runtime = runtime
-        self._sequence = 0
-        self.delivered: deque[RefBundle] = deque()
+    def __init__(self, run: Run) -> None:
+        self.max_held_bytes = run.max_held_bytes
+        self._run = run
 
     async def next_bundle(self, prefetched_bytes: int) -> RefBundle | None:
-        if not self.delivered:
-            delivery = await self._coordinator.next_bundles(
-                self._lease, self._sequence, max_bundles=MAX_BUNDLES, prefetched_bytes=prefetched_bytes
-            )
-            self._sequence += 1
-            self.delivered.extend(delivery.bundles)
-            if delivery.is_end:
-                return None
-        return self.delivered.popleft()
+        return await anext(self._run, None)
 
     async def fetch(self, bundle: RefBundle) -> pa.Table:
-        return await fetch_rows(self._runtime, bundle)
+        return await fetch_rows(self._run.runtime, bundle)
 
     def note_finished(self, num_rows: int) -> None:
         """Nobody needs to know: what this process has not finished when it dies, nobody goes on with."""

@@ -5,14 +5,13 @@ from __future__ import annotations
 import asyncio
 import gc
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 
 import anyio
 
-from aiodata.bundle import RefBundle
-from aiodata.concurrency import start
 from aiodata.errors import AiodataError
-from aiodata.execution.executor import StreamingExecutor
+from aiodata.execution.run import Run
 from aiodata.options import ExecutionOptions, at_least
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.stats import OperatorStats
@@ -23,9 +22,6 @@ from aiodata.testing.models import SimulatedMap, SimulatedSource, check_seconds
 from aiodata.testing.report import SimulationReport
 from aiodata.testing.simulated import SimulatedRuntime
 from aiodata.testing.virtual_time import VirtualTimeLoop
-
-# Bundles that may wait for the consumer.
-_MAX_WAITING_BUNDLES = 2
 
 
 class SimulatedDeadlockError(AiodataError):
@@ -103,7 +99,7 @@ class Simulation:
     async def simulate(self) -> SimulationReport:
         """Run it in this event loop, which should be a `VirtualTimeLoop`; see `run`."""
         async with self.runtime() as runtime:
-            run = _Run(self, runtime)
+            run = _SimulatedRun(self, runtime)
             await run.execute()
             operators = run.operators()
             virtual_s, ranges, error = run.ended_s - run.started_s, tuple(run.ranges), run.error
@@ -153,13 +149,13 @@ class Simulation:
         )
 
 
-class _Run:
-    """One run of a simulation: the executor, its consumer, and a guard against both standing still."""
+class _SimulatedRun:
+    """One run of a simulation, its consumer, and a guard against both standing still."""
 
     def __init__(self, simulation: Simulation, runtime: SimulatedRuntime) -> None:
         self._simulation = simulation
         self._runtime = runtime
-        self._executor = StreamingExecutor(simulation.plan(), runtime, simulation.options)
+        self._run = Run(simulation.plan(), simulation.options, open_runtime=lambda: nullcontext(runtime))
         self._scope = anyio.CancelScope()
         self._stuck: list[str] = []
         self.ranges: list[tuple[int, int]] = []
@@ -185,26 +181,22 @@ class _Run:
 
     def operators(self) -> tuple[OperatorStats, ...]:
         """Return what each operator has done."""
-        return tuple(counters.snapshot() for counters in self._executor.counters)
+        return self._run.stats().operators
 
     async def _stream(self) -> None:
-        send, receive = anyio.create_memory_object_stream[RefBundle](_MAX_WAITING_BUNDLES)
-        with send, receive:
-            async with anyio.create_task_group() as group:
-                start(group, self._executor.run, send)
-                left = self._simulation.consumer_max_blocks
-                try:
-                    async for bundle in receive:
-                        self.ranges += slice_rows(bundle.ref.rows, bundle.start, bundle.stop)
-                        if self._simulation.consumer_s_per_block:
-                            await anyio.sleep(self._simulation.consumer_s_per_block)
-                        del bundle
-                        left = None if left is None else left - 1
-                        if left == 0:
-                            group.cancel_scope.cancel()
-                            break
-                finally:
-                    self.ended_s = anyio.current_time()
+        left = self._simulation.consumer_max_blocks
+        async with self._run as run:
+            try:
+                async for bundle in run:
+                    self.ranges += slice_rows(bundle.ref.rows, bundle.start, bundle.stop)
+                    if self._simulation.consumer_s_per_block:
+                        await anyio.sleep(self._simulation.consumer_s_per_block)
+                    del bundle
+                    left = None if left is None else left - 1
+                    if left == 0:
+                        break
+            finally:
+                self.ended_s = anyio.current_time()
 
     def _on_standstill(self) -> None:
         self._stuck = list(self._states())

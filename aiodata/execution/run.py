@@ -1,0 +1,140 @@
+"""Run: one execution of a plan, from the opening of its runtime to the end of its last task."""
+
+from __future__ import annotations
+
+from contextlib import AsyncExitStack
+from types import TracebackType
+from typing import Self
+
+import anyio
+import pyarrow as pa
+from anyio.streams.memory import MemoryObjectReceiveStream
+
+from aiodata.bundle import RefBundle
+from aiodata.concurrency import close_and_drop, receive, start
+from aiodata.execution.executor import StreamingExecutor, max_held_bytes
+from aiodata.options import MIB, ExecutionOptions
+from aiodata.plan.nodes import Plan
+from aiodata.runtime import choose_runtime
+from aiodata.runtime.base import OpenRuntime, Runtime
+from aiodata.stats import RunStats
+
+# Bundles that may wait for whoever takes them, at most.
+_MAX_WAITING = 16
+
+# Blocks of about so many bytes may wait, and of about this part of what consumers may hold, one of so many: of large
+# blocks, few had better be made before somebody asks for them.
+_WAITING_BYTES = 8 * MIB
+_HELD_PARTS = 8
+
+
+class Run:
+    """Executes a plan once: to enter it starts the tasks, to leave it stops them, whatever the reason.
+
+    Iterated over it gives the bundles; nobody else may take them meanwhile. The tasks go on as far as the byte budget
+    and the bundles that wait allow. A failure cancels the body of the `async with`, and is raised by its end.
+
+    Args:
+        plan: What to execute.
+        options: How to execute it.
+        open_runtime: Opens the runtime; None: the one that the options ask for.
+
+    Example:
+        ```python
+        async with Run(plan, options) as run:
+            async for bundle in run:
+                print(bundle.num_rows)
+        ```
+    """
+
+    def __init__(self, plan: Plan, options: ExecutionOptions, *, open_runtime: OpenRuntime | None = None) -> None:
+        """Prepare; nothing runs."""
+        # Until the run begins: a plan may hold blocks, which a traceback that keeps the run must not keep.
+        self._plan: Plan | None = plan
+        self._options = options
+        self._open_runtime = open_runtime
+        self._stack = AsyncExitStack()
+        self._runtime: Runtime | None = None
+        self._executor: StreamingExecutor | None = None
+        self._bundles: MemoryObjectReceiveStream[RefBundle] | None = None
+
+    @property
+    def runtime(self) -> Runtime:
+        """Where the tasks run, from the entry on."""
+        if self._runtime is None:
+            raise RuntimeError("the run has not begun: enter it with `async with`")
+        return self._runtime
+
+    @property
+    def max_held_bytes(self) -> int:
+        """Bytes of blocks that whoever takes the bundles may hold, from the entry on."""
+        return max_held_bytes(self._options, self.runtime)
+
+    @property
+    def schema(self) -> pa.Schema | None:
+        """The schema of the blocks, as soon as it is known."""
+        return self._executor.schema if self._executor is not None else None
+
+    def stats(self) -> RunStats:
+        """Return a snapshot, at any time."""
+        return self._executor.stats() if self._executor is not None else RunStats()
+
+    async def __aenter__(self) -> Self:
+        """Open the runtime and start to execute.
+
+        Raises:
+            RuntimeUnavailableError: The runtime cannot be opened.
+            OptionError: The plan's actors need more CPUs than there are.
+        """
+        plan, self._plan = self._plan, None
+        if plan is None:
+            raise RuntimeError("a run is entered once; make another one")
+        async with AsyncExitStack() as stack:
+            open_runtime = self._open_runtime or choose_runtime(self._options)
+            self._runtime = await stack.enter_async_context(open_runtime())
+            self._executor = StreamingExecutor(plan, self._runtime, self._options)
+            send, self._bundles = anyio.create_memory_object_stream[RefBundle](self._max_waiting())
+            stack.enter_context(send)
+            group = await stack.enter_async_context(anyio.create_task_group())
+            stack.callback(group.cancel_scope.cancel)
+            stack.callback(close_and_drop, self._bundles)
+            start(group, self._executor.run, send)
+            self._stack = stack.pop_all()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool:
+        """Stop what goes on, and wait for that.
+
+        Raises:
+            ExceptionGroup: The run failed, or its body did.
+        """
+        return bool(await self._stack.__aexit__(kind, error, traceback))
+
+    def __aiter__(self) -> Self:
+        """Return itself."""
+        return self
+
+    async def __anext__(self) -> RefBundle:
+        """Return the next bundle; cancelled, it may lose one, since the run is over then."""
+        try:
+            return await receive(self._receiving())
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    def next_nowait(self) -> RefBundle | None:
+        """Return the next bundle if it is there, else None."""
+        try:
+            return self._receiving().receive_nowait()
+        except (anyio.WouldBlock, anyio.EndOfStream):
+            return None
+
+    def _receiving(self) -> MemoryObjectReceiveStream[RefBundle]:
+        if self._bundles is None:
+            raise RuntimeError("the run has not begun: enter it with `async with`")
+        return self._bundles
+
+    def _max_waiting(self) -> int:
+        waiting_bytes = min(_WAITING_BYTES, self.max_held_bytes // _HELD_PARTS)
+        return max(1, min(_MAX_WAITING, waiting_bytes // self._options.target_block_bytes))
