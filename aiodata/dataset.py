@@ -19,6 +19,7 @@ from aiodata.options import ExecutionOptions, SplitOptions, at_least
 from aiodata.plan.control import blame
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
+from aiodata.plan.passes import BlockShuffle, Pass
 from aiodata.plan.pieces import Origin
 from aiodata.plan.selecting import given_columns
 from aiodata.plan.transforms import FilterRows, SelectColumns
@@ -158,6 +159,34 @@ class Dataset(IterationVerbs):
             7
         """
         return self._then(Limit(at_least("n", n, 0)))
+
+    def shuffle_blocks(self, seed: int | None = None) -> Dataset:
+        """Read the source's blocks in another order in each pass.
+
+        The blocks of files are their row groups; of what is in memory, the blocks that it is divided into. It costs
+        nothing; rows within a block keep their order, for which see `local_shuffle_buffer_size`. A union's sources are
+        shuffled each by itself.
+
+        Args:
+            seed: The order follows from the seed and the number of the pass over one `Batches` (or of the epoch of
+                splits) alone; with `preserve_order` so does that of the rows. None: another one each time.
+
+        Raises:
+            OptionError: The seed is no integer of at least 0; or a limit is before it, so that other rows would come.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> async def main():
+            ...     ds = aiodata.range(6, num_blocks=3).shuffle_blocks(seed=3).with_options(preserve_order=True)
+            ...     batches = ds.aiter_batches(batch_size=6)
+            ...     for _ in range(2):
+            ...         async for batch in batches:
+            ...             print(batch["id"])
+            >>> asyncio.run(main())
+            DOC
+        """
+        shuffle = BlockShuffle(at_least("seed", seed, 0, optional=True))
+        return Dataset(self._plan.shuffled(shuffle), self._options)
 
     def union(self, *others: Dataset) -> Dataset:
         """Let the rows of other datasets through, too: after this one's if order is preserved, else as they come.
@@ -344,7 +373,7 @@ class Dataset(IterationVerbs):
         with blame("take", Origin("the first blocks", None)):
             return concat_blocks(blocks)
 
-    def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:
+    def _supply(self, *, in_order: bool) -> tuple[Callable[[Pass], Feed], ExecutionOptions]:
         options = self._options.override(preserve_order=True) if in_order else self._options
         return partial(LocalFeed, self._plan, options), options
 

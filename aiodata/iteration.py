@@ -13,6 +13,7 @@ from aiodata.batching.pipeline import BundlePipeline, make_pipeline
 from aiodata.batching.torch_batches import torch_options
 from aiodata.iterator import Batches
 from aiodata.options import ExecutionOptions
+from aiodata.plan.passes import Pass, draw_seed
 from aiodata.rows import Rows
 
 
@@ -180,14 +181,15 @@ class IterationVerbs(ABC):
             [3, 3]
         """
         open_feed, options = self._supply(in_order=False)
+        seed = draw_seed()
 
         def open_pass(epoch: int) -> Consumer:
-            return Consumer(open_feed(), BundlePipeline(), options, epoch)
+            return Consumer(open_feed(Pass(epoch, seed)), BundlePipeline(), options, epoch)
 
         return Batches(open_pass, "bundles")
 
     @abstractmethod
-    def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:
+    def _supply(self, *, in_order: bool) -> tuple[Callable[[Pass], Feed], ExecutionOptions]:
         """Return what opens the feed of a pass, and the options that the pass runs with.
 
         Args:
@@ -197,12 +199,12 @@ class IterationVerbs(ABC):
     def _batches(self, batching: BatchOptions) -> Batches:
         open_feed, options = self._supply(in_order=batching.is_order_asked_for)
         # Drawn once, so that the passes of one `Batches` differ by their number alone.
-        batching = batching.with_seed()
+        batching, seed = batching.with_seed(), draw_seed()
 
         def open_pass(epoch: int) -> Consumer:
             pipeline = make_pipeline(
                 batching, epoch=epoch, is_ordered=options.preserve_order, grace_s=options.close_timeout_s
             )
-            return Consumer(open_feed(), pipeline, options, epoch)
+            return Consumer(open_feed(Pass(epoch, seed)), pipeline, options, epoch)
 
         return Batches(open_pass, f"{batching}")

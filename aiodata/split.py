@@ -15,6 +15,7 @@ from aiodata.errors import OptionError
 from aiodata.iteration import IterationVerbs
 from aiodata.options import ExecutionOptions, SplitOptions, at_least, true_or_false
 from aiodata.plan.nodes import Plan
+from aiodata.plan.passes import Pass
 from aiodata.runtime.hosting import RemoteService, start_service
 from aiodata.stats import CoordinatorStats
 
@@ -85,10 +86,13 @@ class SplitIterator(IterationVerbs):
         """Show which one it is."""
         return f"<SplitIterator {self.split_index} of {self.num_splits}>"
 
-    def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:
+    def _supply(self, *, in_order: bool) -> tuple[Callable[[Pass], Feed], ExecutionOptions]:
         execution = self._splitting.execution
         options = execution.override(preserve_order=True) if in_order else execution
-        return partial(SplitFeed, self._service, self.split_index, self._splitting), options
+
+        service, split_index, splitting = self._service, self.split_index, self._splitting
+        # Which pass it is the coordinator knows, since the splits have their epochs in common.
+        return lambda _: SplitFeed(service, split_index, splitting), options
 
 
 def split_plan(

@@ -14,6 +14,7 @@ from aiodata.execution.run import Run
 from aiodata.options import ExecutionOptions
 from aiodata.plan.control import blame
 from aiodata.plan.nodes import Plan
+from aiodata.plan.passes import Pass
 from aiodata.plan.pieces import Origin
 from aiodata.runtime.base import Runtime
 from aiodata.schemas import conform
@@ -97,11 +98,12 @@ class LocalFeed:
     Args:
         plan: What to run.
         options: How to run it.
+        this_pass: Which pass over the dataset it is.
     """
 
-    def __init__(self, plan: Plan, options: ExecutionOptions) -> None:
+    def __init__(self, plan: Plan, options: ExecutionOptions, this_pass: Pass) -> None:
         """Prepare; nothing runs."""
-        self._run = Run(plan, options)
+        self._run = Run(plan, options, this_pass)
 
     def stats(self) -> RunStats:
         """Return what the run has done so far."""

@@ -109,6 +109,11 @@ class Coordinator:
         """Where the latest epoch is in its life; `ENDED` while its execution is being shut down."""
         return self._running.phase if self._running is not None else EpochPhase.GATHERING
 
+    @property
+    def epoch(self) -> int:
+        """The number of the latest epoch that has begun."""
+        return self._latest.epoch if self._latest is not None else 0
+
     async def serve(self, num_epochs: int | None = None) -> None:
         """Run so many epochs, one after the other; None: without an end.
 

@@ -18,6 +18,7 @@ from aiodata.execution.executor import StreamingExecutor
 from aiodata.execution.operators import Output
 from aiodata.options import ExecutionOptions, SplitOptions
 from aiodata.plan.nodes import Plan
+from aiodata.plan.passes import Pass, draw_seed
 from aiodata.query import find_schema
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
@@ -70,6 +71,7 @@ class CoordinatorService:
         self._plan = plan
         self._splitting = splitting
         self._dataset_id = dataset_id
+        self._seed = draw_seed()
         # Where order counts, a bundle that is near must not overtake another.
         prefers_near = bool(nodes) and not splitting.execution.preserve_order
         self._coordinator = Coordinator(
@@ -199,7 +201,8 @@ class CoordinatorService:
             while self._learning is not None:
                 await self._learning.wait()
             async with choose_runtime(self._splitting.execution)() as self._runtime:
-                self._executor = StreamingExecutor(self._plan, self._runtime, self._splitting.execution)
+                this_pass = Pass(self._coordinator.epoch, self._seed)
+                self._executor = StreamingExecutor(self._plan, self._runtime, self._splitting.execution, this_pass)
                 await self._executor.run(output)
         except Exception as error:  # noqa: BLE001 - whatever it is, whoever iterates raises it.
             self._coordinator.fail(unwrap(error))

@@ -8,6 +8,7 @@ from aiodata.execution.budget import ByteBudget
 from aiodata.execution.failures import SkippedErrors
 from aiodata.execution.metadata import MetadataPrefetcher
 from aiodata.options import ExecutionOptions
+from aiodata.plan.passes import Pass
 from aiodata.runtime.base import Runtime
 
 
@@ -21,6 +22,7 @@ class RunContext:
         budget: The bytes of its blocks.
         prefetcher: What fetches the metadata of its blocks.
         skipped: What failed and was skipped.
+        this_pass: Which pass over the dataset it is.
     """
 
     runtime: Runtime
@@ -28,3 +30,4 @@ class RunContext:
     budget: ByteBudget
     prefetcher: MetadataPrefetcher
     skipped: SkippedErrors
+    this_pass: Pass

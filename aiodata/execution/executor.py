@@ -23,6 +23,7 @@ from aiodata.execution.workers import TASKS_PER_CPU, ActorPool, SharedSlots, Tas
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Plan, Union
 from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, Stage, UnionStage, optimize
+from aiodata.plan.passes import FIRST_PASS, Pass
 from aiodata.plan.planning import find_plan_schema, find_union_schema
 from aiodata.plan.source import raise_it
 from aiodata.runtime.base import Runtime
@@ -75,12 +76,13 @@ class StreamingExecutor:
         plan: What to run.
         runtime: Where tasks run; open for as long as `run` is.
         options: How to run it.
+        this_pass: Which pass over the dataset it is.
 
     Raises:
         OptionError: The plan's actors need more CPUs than there are.
     """
 
-    def __init__(self, plan: Plan, runtime: Runtime, options: ExecutionOptions) -> None:
+    def __init__(self, plan: Plan, runtime: Runtime, options: ExecutionOptions, this_pass: Pass = FIRST_PASS) -> None:
         """Make the operators; nothing runs yet."""
         self.context = RunContext(
             runtime,
@@ -88,6 +90,7 @@ class StreamingExecutor:
             ByteBudget(_budget_bytes(options, runtime)),
             MetadataPrefetcher(runtime.fetch_ready, runtime.fetch, is_inline=not options.metadata_prefetch),
             SkippedErrors(options.max_errored_blocks),
+            this_pass,
         )
         # Until the run begins: a plan may hold blocks, which a traceback that keeps the executor must not keep.
         self._plan: Plan | None = plan
@@ -187,8 +190,10 @@ class StreamingExecutor:
         is_learnt_from = partial(_is_learning, after)
         preserve_order = self.context.options.preserve_order
         match stage:
-            case InputStage(source):
-                return InputOperator(stage.name, source.bundles() or (), on_sent)
+            case InputStage(source, shuffle):
+                bundles = source.bundles() or ()
+                in_order = partial(shuffle.shuffled, this_pass=self.context.this_pass) if shuffle else None
+                return InputOperator(stage.name, bundles, in_order, on_sent)
             case LimitStage(num_rows):
                 return LimitOperator(stage.name, num_rows, on_sent)
             case UnionStage():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from typing import Protocol
 
 import anyio
@@ -10,7 +11,7 @@ import pyarrow as pa
 from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import cleared_frames, receive, send, start
+from aiodata.concurrency import ask_in_thread, cleared_frames, receive, send, start
 from aiodata.execution.counters import OperatorCounters
 from aiodata.plan.planning import unify_branches
 
@@ -91,17 +92,33 @@ class _PassingOperator:
 
 
 class InputOperator(_PassingOperator):
-    """Sends on blocks that are stored already."""
+    """Sends on blocks that are stored already.
 
-    def __init__(self, name: str, bundles: Iterable[RefBundle], on_sent: Callable[[], None]) -> None:
+    Args:
+        name: The stage's name.
+        bundles: The blocks.
+        reorder: Returns them in the order to send them in; it may take long. None: as they are.
+        on_sent: Called when its receiver has taken a bundle.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        bundles: Iterable[RefBundle],
+        reorder: Callable[[Iterable[RefBundle]], Iterable[RefBundle]] | None,
+        on_sent: Callable[[], None],
+    ) -> None:
         """Prepare."""
         super().__init__(name, on_sent)
         self._bundles = bundles
+        self._reorder = reorder
 
     async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Send every bundle that has rows."""
         # A cancellation's traceback may keep the operator, which must not keep the blocks.
         bundles, self._bundles = self._bundles, ()
+        if self._reorder is not None:
+            bundles = await ask_in_thread(partial(self._reorder, bundles))
         for bundle in bundles:
             await self._send(bundle, output)
 

@@ -15,6 +15,7 @@ from aiodata.concurrency import close_and_drop, receive, start
 from aiodata.execution.executor import StreamingExecutor, max_held_bytes
 from aiodata.options import MIB, ExecutionOptions
 from aiodata.plan.nodes import Plan
+from aiodata.plan.passes import FIRST_PASS, Pass
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import OpenRuntime, Runtime
 from aiodata.stats import RunStats
@@ -37,6 +38,7 @@ class Run:
     Args:
         plan: What to execute.
         options: How to execute it.
+        this_pass: Which pass over the dataset it is.
         open_runtime: Opens the runtime; None: the one that the options ask for.
 
     Example:
@@ -47,8 +49,16 @@ class Run:
         ```
     """
 
-    def __init__(self, plan: Plan, options: ExecutionOptions, *, open_runtime: OpenRuntime | None = None) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        options: ExecutionOptions,
+        this_pass: Pass = FIRST_PASS,
+        *,
+        open_runtime: OpenRuntime | None = None,
+    ) -> None:
         """Prepare; nothing runs."""
+        self._this_pass = this_pass
         # Until the run begins: a plan may hold blocks, which a traceback that keeps the run must not keep.
         self._plan: Plan | None = plan
         self._options = options
@@ -92,7 +102,7 @@ class Run:
         async with AsyncExitStack() as stack:
             open_runtime = self._open_runtime or choose_runtime(self._options)
             self._runtime = await stack.enter_async_context(open_runtime())
-            self._executor = StreamingExecutor(plan, self._runtime, self._options)
+            self._executor = StreamingExecutor(plan, self._runtime, self._options, self._this_pass)
             send, self._bundles = anyio.create_memory_object_stream[RefBundle](self._max_waiting())
             stack.enter_context(send)
             group = await stack.enter_async_context(anyio.create_task_group())

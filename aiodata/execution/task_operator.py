@@ -29,6 +29,7 @@ from aiodata.execution.pacing import Pacing
 from aiodata.execution.workers import Workers
 from aiodata.plan.nodes import Resources
 from aiodata.plan.optimize import MapStage, ReadStage
+from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source, raise_it
 from aiodata.plan.work import Cuts, OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import Task
@@ -139,7 +140,7 @@ class TaskOperator:
             async with anyio.create_task_group() as group:
                 self._workers.open(stage, group, self._wakeup.set)
                 if isinstance(self._stage, ReadStage):
-                    start(group, self._plan_source, self._stage.source)
+                    start(group, self._plan_source, self._stage.source, self._stage.shuffle)
                 for one in inputs:
                     start(group, self._take_inputs, one)
                 await self._drive(output)
@@ -147,12 +148,15 @@ class TaskOperator:
         finally:
             await self._stop()
 
-    async def _plan_source(self, source: Source) -> None:
+    async def _plan_source(self, source: Source, shuffle: BlockShuffle | None) -> None:
         """Divide the source's pieces into jobs."""
         num_tasks = self._workers.max_tasks
         errors: list[AiodataError] = []
         skip = errors.append if self._run.options.max_errored_blocks else raise_it
-        pieces = await ask_in_thread(partial(source.pieces, num_tasks, skip))
+        if shuffle is None:
+            pieces = await ask_in_thread(partial(source.pieces, num_tasks, skip))
+        else:
+            pieces = shuffle.shuffled(await ask_in_thread(partial(source.blocks, skip)), self._run.this_pass)
         for error in errors:
             self._run.skipped.add(error)
         self._jobs.add_pieces(pieces, num_tasks)

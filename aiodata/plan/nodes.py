@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from aiodata.errors import OptionError
+from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source
 from aiodata.plan.transforms import Transform
 
@@ -23,9 +25,15 @@ class Resources:
 
 @dataclass(frozen=True, slots=True)
 class Read:
-    """Read a source."""
+    """Read a source.
+
+    Attributes:
+        source: The source.
+        shuffle: The order of its blocks; None: their own.
+    """
 
     source: Source
+    shuffle: BlockShuffle | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,3 +78,19 @@ class Plan:
     def then(self, step: Step) -> Plan:
         """Return the plan with one more step."""
         return Plan(self.origin, (*self.steps, step))
+
+    def shuffled(self, shuffle: BlockShuffle) -> Plan:
+        """Return the plan with its sources' blocks in another order.
+
+        Raises:
+            OptionError: A limit in it says which rows come, which would be others then.
+        """
+        for step in self.steps:
+            if isinstance(step, Limit):
+                raise OptionError(
+                    f"shuffle_blocks() after limit({step.num_rows}) would change which rows there are; shuffle first, "
+                    "then limit, or materialize() the dataset in between"
+                )
+        if isinstance(self.origin, Union):
+            return replace(self, origin=Union(tuple(plan.shuffled(shuffle) for plan in self.origin.plans)))
+        return replace(self, origin=replace(self.origin, shuffle=shuffle))

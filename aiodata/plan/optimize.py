@@ -11,16 +11,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Step, Union
+from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source
 from aiodata.plan.transforms import LimitRows, Transform
+
+_SHUFFLED = ", in another order in each pass"
 
 
 @dataclass(frozen=True, slots=True)
 class ReadStage:
-    """Tasks that read pieces of a source and transform their rows."""
+    """Tasks that read pieces of a source and transform their rows.
+
+    Attributes:
+        source: The source.
+        chain: The transforms.
+        shuffle: The order of the source's blocks; None: their own.
+    """
 
     source: Source
     chain: tuple[Transform, ...]
+    shuffle: BlockShuffle | None = None
 
     @property
     def name(self) -> str:
@@ -30,20 +40,30 @@ class ReadStage:
     @property
     def note(self) -> str:
         """Who does it."""
-        return "one task reads and transforms"
+        return "one task reads and transforms" + (_SHUFFLED if self.shuffle else "")
 
 
 @dataclass(frozen=True, slots=True)
 class InputStage:
-    """Blocks that are stored already, passed on as they are."""
+    """Blocks that are stored already, passed on as they are.
+
+    Attributes:
+        source: The source.
+        shuffle: The order of the blocks; None: their own.
+    """
 
     source: Source
-    note: str = "blocks that are there already"
+    shuffle: BlockShuffle | None = None
 
     @property
     def name(self) -> str:
         """The source."""
         return self.source.name
+
+    @property
+    def note(self) -> str:
+        """Where they come from."""
+        return "blocks that are there already" + (_SHUFFLED if self.shuffle else "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,10 +147,10 @@ def optimize(plan: Plan) -> tuple[Stage, ...]:
     match plan.origin:
         case Union(plans):
             return _Fusing(UnionStage(plan.origin, tuple(optimize(branch) for branch in plans))).stages(plan.steps)
-        case Read():
+        case Read(_, shuffle):
             source, steps = push_down(plan)
-            stored = InputStage(source) if source.bundles() is not None else None
-            return _Fusing(stored or ReadStage(source, ())).stages(steps)
+            stored = InputStage(source, shuffle) if source.bundles() is not None else None
+            return _Fusing(stored or ReadStage(source, (), shuffle)).stages(steps)
 
 
 class _Fusing:
@@ -170,8 +190,8 @@ class _Fusing:
 
     def _extend(self, transform: Transform) -> None:
         match self._stages[-1]:
-            case ReadStage(source, chain):
-                self._stages[-1] = ReadStage(source, (*chain, transform))
+            case ReadStage(source, chain, shuffle):
+                self._stages[-1] = ReadStage(source, (*chain, transform), shuffle)
             case MapStage(chain, resources, workers):
                 self._stages[-1] = MapStage((*chain, transform), resources, workers)
 

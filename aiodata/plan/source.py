@@ -71,6 +71,17 @@ class Source(ABC):
         """
         return ()
 
+    def blocks(self, skip: Skip) -> Sequence[Piece]:
+        """Return the parts whose order may be changed, which do not depend on anything but the source.
+
+        Args:
+            skip: As for `pieces`.
+
+        Raises:
+            SourceError: As `schema`.
+        """
+        return self.pieces(1, skip)
+
     def bundles(self) -> Iterable[RefBundle] | None:
         """Return the blocks, if they are stored somewhere already; else None."""
         return None

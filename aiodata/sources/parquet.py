@@ -292,22 +292,23 @@ class ParquetSource(Source):
             UnknownColumnError: As for `schema`.
             OptionError: As for `schema`.
         """
-        planned = self._plan(skip)
-        files, scan = _wanted_files(planned), planned.scan
-        if not files:
-            return [ParquetPiece(planned.files[0], scan, 1, 0, 0)]
-        kept = self.footers.kept
-        pieces = [ParquetPiece(file, scan, max(1, file.size), 0, None, kept(file)) for file in files]
-        if len(pieces) >= num_tasks:
-            return pieces
-        footers = self.footers.read(files, skip)
-        num_parts = -(-num_tasks // len(pieces))
-        return [
-            part
-            for piece, footer in zip(pieces, footers, strict=True)
-            if footer is not None
-            for part in _divide_file(replace(piece, footer=footer), num_parts)
-        ]
+        files = self._file_pieces(skip)
+        if len(files) >= num_tasks:
+            return files
+        return self._divide_files(files, -(-num_tasks // len(files)), skip)
+
+    def blocks(self, skip: Skip = raise_it) -> Sequence[Piece]:
+        """List all row groups.
+
+        Args:
+            skip: As for `schema`.
+
+        Raises:
+            SourceError: As for `schema`.
+            UnknownColumnError: As for `schema`.
+            OptionError: As for `schema`.
+        """
+        return self._divide_files(self._file_pieces(skip), None, skip)
 
     def bundles(self) -> Iterable[RefBundle] | None:
         """Return None: rows are read in tasks."""
@@ -328,6 +329,25 @@ class ParquetSource(Source):
         planned = self._plan(skip)
         footers = self.footers.read(planned.files, skip)
         return sum(footer.num_rows for footer in footers if footer is not None)
+
+    def _file_pieces(self, skip: Skip) -> list[ParquetPiece]:
+        """List the files; where none can have rows that are wanted, one piece without rows."""
+        planned = self._plan(skip)
+        files, scan = _wanted_files(planned), planned.scan
+        if not files:
+            return [ParquetPiece(planned.files[0], scan, 1, 0, 0)]
+        kept = self.footers.kept
+        return [ParquetPiece(file, scan, max(1, file.size), 0, None, kept(file)) for file in files]
+
+    def _divide_files(self, files: Sequence[ParquetPiece], num_parts: int | None, skip: Skip) -> list[ParquetPiece]:
+        """Divide each file into so many runs of row groups, if there are as many; None: into its row groups."""
+        footers = self.footers.read([piece.file for piece in files], skip)
+        return [
+            part
+            for piece, footer in zip(files, footers, strict=True)
+            if footer is not None
+            for part in _divide_file(replace(piece, footer=footer), num_parts)
+        ]
 
     def _plan(self, skip: Skip) -> _Planned:
         """Return what is to be read: of the files that were found for the schema, for which a run asks just before."""
@@ -393,11 +413,11 @@ def _spread(files: Sequence[FoundFile], count: int) -> list[FoundFile]:
     return [files[index * (len(files) - 1) // (count - 1)] for index in range(count)]
 
 
-def _divide_file(piece: ParquetPiece, num_parts: int) -> list[ParquetPiece]:
-    """Divide a file, of which the footer is known, into runs of row groups of about equal number."""
+def _divide_file(piece: ParquetPiece, num_parts: int | None) -> list[ParquetPiece]:
+    """Divide a file, of which the footer is known, into runs of row groups of about equal number; None: of one each."""
     assert piece.footer is not None
     num_groups = piece.footer.metadata.num_row_groups
-    count = min(num_parts, num_groups)
+    count = num_groups if num_parts is None else min(num_parts, num_groups)
     if count <= 1:
         return [piece]
     bounds = [num_groups * index // count for index in range(count + 1)]
