@@ -1,7 +1,7 @@
 """Coordinator: hosts an execution and hands its bundles to the splits that ask.
 
-A plain async class. Iteration in one process hosts it there, with one split; `streaming_split` hosts it in an actor
-that consumers in other processes call. Nothing in its protocol needs shared memory.
+A plain async class; `streaming_split` hosts it in an actor that consumers in other processes call. Nothing in its
+protocol needs shared memory.
 """
 
 from __future__ import annotations
