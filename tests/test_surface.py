@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import subprocess
+import sys
 from collections.abc import Iterator
 from types import ModuleType
 from typing import Any
@@ -91,3 +93,13 @@ def test_public_name_says_where_it_lives(name: str) -> None:
 
 def test_version_is_set() -> None:
     assert aiodata.__version__.count(".") == 2
+
+
+# Each of these takes as long to import as all of aiodata, or is needed by few.
+HEAVY = ("pandas", "polars", "torch", "ray", "pyarrow.dataset", "pyarrow.acero", "pydantic", "fsspec", "rich", "typer")
+
+
+def test_importing_it_imports_nothing_heavy() -> None:
+    program = f"import sys, aiodata; print(*(name for name in {HEAVY!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=100, check=True)
+    assert done.stdout.split() == []

@@ -6,7 +6,6 @@ import re
 from typing import Any
 
 import pyarrow as pa
-from pyarrow import acero
 
 from aiodata.errors import OptionError, UnknownColumnError
 from aiodata.schemas import near_miss
@@ -39,6 +38,9 @@ def filter_table(table: pa.Table, expression: Any) -> pa.Table:
 
     It is done in this thread alone, which `Table.filter` would not.
     """
+    # Here, since it imports pandas, which takes as long as all of aiodata: filters are evaluated off the event loop.
+    from pyarrow import acero
+
     source = acero.Declaration("table_source", acero.TableSourceNodeOptions(table))
     kept = acero.Declaration("filter", acero.FilterNodeOptions(expression), inputs=[source])
     return kept.to_table(use_threads=False)

@@ -21,7 +21,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.dataset as pads
 import pyarrow.fs as pafs
 
 # With more columns of floats in a filter no bounds of floats are used: each combination of NaNs is looked at.
@@ -32,7 +31,6 @@ _SHORT_BYTES = 16
 
 _WHOLE_STRINGS = "parquet-cpp-arrow"
 
-_FORMAT = pads.ParquetFileFormat()
 _NOWHERE = pafs.LocalFileSystem()
 
 _TIME_UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
@@ -40,15 +38,19 @@ _TIME_UNITS = {"milliseconds": "ms", "microseconds": "us", "nanoseconds": "ns"}
 
 def can_be_true(expression: Any, schema: pa.Schema, guarantees: Sequence[Any]) -> list[bool]:
     """Return for each guarantee, an expression or None, whether a filter can be true of rows that it holds for."""
+    # Here, since it imports pandas, which takes as long as all of aiodata.
+    import pyarrow.dataset as pads
+
+    file_format = pads.ParquetFileFormat()
     # Nothing opens these files, which are not there: just their guarantees are looked at.
     fragments = [
-        _FORMAT.make_fragment(str(index), _NOWHERE, partition_expression=guarantee)
+        file_format.make_fragment(str(index), _NOWHERE, partition_expression=guarantee)
         for index, guarantee in enumerate(guarantees)
         if guarantee is not None
     ]
     result = [guarantee is None for guarantee in guarantees]
     if fragments:
-        dataset = pads.FileSystemDataset(fragments, schema, _FORMAT, _NOWHERE)
+        dataset = pads.FileSystemDataset(fragments, schema, file_format, _NOWHERE)
         try:
             for fragment in dataset.get_fragments(filter=expression):
                 result[int(fragment.path)] = True
