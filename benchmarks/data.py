@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -89,25 +90,31 @@ def _write_files(folder: Path, shape: DataShape, console: Console) -> None:
 def ensure_parquet(shape: DataShape = SHAPE, *, root: Path | None = None, console: Console | None = None) -> Path:
     """Return the folder of Parquet files, making it when it is not there yet.
 
-    The files are written beside their place and moved there in one step: whoever finds the folder
-    finds it whole.
-
     Args:
         shape: The data set's shape.
         root: Folder that holds the data sets; by default `cache_root()`.
         console: Where progress is shown; by default standard error.
-
-    Returns:
-        The folder.
     """
-    root = root or cache_root()
-    folder = root / shape.folder_name
+    folder = (root or cache_root()) / shape.folder_name
+    return made_at_once(folder, lambda unfinished: _write_files(unfinished, shape, console or Console(stderr=True)))
+
+
+def made_at_once(folder: Path, write: Callable[[Path], None]) -> Path:
+    """Return a folder, having it written when it is not there yet.
+
+    The files are written beside their place and moved there in one step: whoever finds the folder
+    finds it whole.
+
+    Args:
+        folder: The folder.
+        write: Writes what is to be in it into an empty one.
+    """
     if folder.is_dir():
         return folder
-    root.mkdir(parents=True, exist_ok=True)
-    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=root))
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    unfinished = Path(tempfile.mkdtemp(prefix="unfinished-", dir=folder.parent))
     try:
-        _write_files(unfinished, shape, console or Console(stderr=True))
+        write(unfinished)
         unfinished.rename(folder)
     except OSError:
         # Another process may have moved its own, equal copy there first.

@@ -21,6 +21,7 @@ _ORDER = (
     "worker_scaling",
     "slow_consumer",
     "splits",
+    "images",
 )
 
 
