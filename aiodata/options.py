@@ -249,6 +249,8 @@ def amounts(name: str, value: object) -> dict[str, float] | None:
             "num_cpus, num_gpus and memory of map_batches"
         )
     checked = {key: amount(f"{name}[{key!r}]", one) for key, one in value.items()}
+    if missing := [key for key, one in checked.items() if one is None]:
+        raise OptionError(f"{name}[{missing[0]!r}]=None must be a number; leave it out, or give it an amount")
     return {key: one for key, one in checked.items() if one}
 
 

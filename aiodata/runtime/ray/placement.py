@@ -62,6 +62,11 @@ class Placement:
         group = _group(self.strategy(resources))
         return self.total if group is None else self._left_in(group)
 
+    def room_now(self, resources: Resources) -> Mapping[str, float]:
+        """Return what of that was free when the run began."""
+        group = _group(self.strategy(resources))
+        return self.free if group is None else self._left_in(group)
+
     def max_at_once(self, resources: Resources) -> int | None:
         """Return how many there is room for; None: as many as CPUs allow."""
         room, needs = self.room(resources), resources.needs

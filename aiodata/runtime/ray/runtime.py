@@ -65,7 +65,8 @@ class RayRuntime:
         self._session = session
         self._stages: list[RayStage] = []
         self._placement = placement
-        self._starts = Starts(lambda: session.is_down, dict(placement.free))
+        of_run = Resources(scheduling_strategy=options.scheduling_strategy)
+        self._starts = Starts(lambda: session.is_down, dict(placement.room_now(of_run)))
 
     def max_at_once(self, resources: Resources) -> int | None:
         """Return how many there is room for, on the cluster or in the placement group that they run in."""
