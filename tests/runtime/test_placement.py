@@ -266,7 +266,7 @@ class TestOnRay:
 
         assert aiodata.run(main) == EXPECTED
 
-    async def test_what_is_asked_of_ray_gets_there(self) -> None:
+    def test_what_is_asked_of_ray_gets_there(self) -> None:
         def seen(batch: dict[str, Any]) -> dict[str, Any]:
             context = ray.get_runtime_context()
             held = context.get_assigned_resources()
@@ -300,12 +300,15 @@ class TestOnRay:
             inside, outside = group.id.hex(), "None"
             expected = {"memory": 2000, "custom": 0.125, "one": "1", "two": "2", "group": outside}
             read = {"memory": 1000, "custom": 0.25, "one": "1", "two": "", "group": inside}
-            with anyio.fail_after(LONG_S):
+
+            async def main() -> None:
                 assert await ds.map_batches(seen).take() == [read]
                 assert await ds.map_batches(seen, **own).take() == [expected]
                 assert await ds.map_batches(Seen, concurrency=1, num_cpus=0, **own).take() == [expected]
 
-    async def test_coordinator_runs_where_and_as_it_is_asked_to(self) -> None:
+            aiodata.run(main)
+
+    def test_coordinator_runs_where_and_as_it_is_asked_to(self) -> None:
         class Tells(Counting):
             def tells(self) -> tuple[str | None, str | None]:
                 return ray.get_runtime_context().get_placement_group_id(), os.environ.get("ONE")
@@ -321,29 +324,33 @@ class TestOnRay:
                 scheduling_strategy=PlacementGroupSchedulingStrategy(group),
                 runtime_env={"env_vars": {"ONE": "1"}},
             )
-            with anyio.fail_after(LONG_S):
-                assert await service.call("tells") == (group.id.hex(), "1")
-            await service.aclose()
 
-    @pytest.mark.parametrize(
-        ("asked", "says"),
-        [
-            ({"runtime_env": {"pip": 3}}, "'pip': 3"),
-            ({"resources": {"TPU": 1.5}}, "'TPU': 1.5"),
-            ({"scheduling_strategy": 7}, "PlacementGroupSchedulingStrategy"),
-        ],
-        ids=str,
-    )
-    async def test_what_ray_refuses_is_an_option_error_with_the_value(self, asked: dict[str, Any], says: str) -> None:
-        if asked.get("scheduling_strategy") == 7:
+            async def main() -> None:
+                assert await service.call("tells") == (group.id.hex(), "1")
+                await service.aclose()
+
+            aiodata.run(main)
+
+    def test_what_ray_refuses_is_an_option_error_with_the_value(self) -> None:
+        async def refuse(says: str, **asked: Any) -> None:
+            message = rf"cannot be started on Ray with .*{re.escape(says)}.* Change what Ray refuses"
+            ds = aiodata.range(1).with_options(runtime="ray")
+            for verb in (double, Double):
+                with pytest.raises(OptionError, match=message):
+                    await ds.map_batches(verb, **asked).take()
+            asked.pop("resources", None)
+            if asked:
+                with pytest.raises(OptionError, match=message):
+                    ds.with_options(**asked).streaming_split(1)
+
+        async def main() -> None:
             group = placement_group([{"CPU": 1}])
-            asked = {"scheduling_strategy": PlacementGroupSchedulingStrategy(group, 7)}
-        message = rf"cannot be started on Ray with .*{re.escape(says)}.* Change what Ray refuses"
-        with pytest.raises(OptionError, match=message):
-            await aiodata.range(1).with_options(runtime="ray").map_batches(double, **asked).take()
-        if options := {name: value for name, value in asked.items() if name != "resources"}:
-            with pytest.raises(OptionError, match=message):
-                aiodata.range(1).with_options(**options).streaming_split(1)
+            await refuse("'pip': 3", runtime_env={"pip": 3})
+            await refuse("'TPU': 1.5", resources={"TPU": 1.5})
+            await refuse("7", scheduling_strategy=PlacementGroupSchedulingStrategy(group, 7))
+            remove_placement_group(group)
+
+        aiodata.run(main)
 
 
 # Both leave handlers and actors behind, so they have a process and a cluster of their own.

@@ -47,25 +47,22 @@ class RayRuntime:
 
     Args:
         options: The run's options.
-        num_cpus: CPUs that its tasks may use at a time.
-        store_bytes: Memory of the cluster's object stores, in bytes.
         session: Its connection to Ray.
         placement: Where its tasks and actors run.
     """
 
     name = "ray"
 
-    def __init__(
-        self, options: ExecutionOptions, num_cpus: int, store_bytes: int, session: Session, placement: Placement
-    ) -> None:
+    def __init__(self, options: ExecutionOptions, session: Session, placement: Placement) -> None:
         """Prepare; `open_ray` is what callers use."""
-        self.num_cpus = num_cpus
-        self.store_bytes = store_bytes
+        of_run = Resources(scheduling_strategy=options.scheduling_strategy)
+        all_cpus = int(placement.room(of_run).get("CPU", 1))
+        self.num_cpus = min(options.num_cpus or all_cpus, all_cpus) or 1
+        self.store_bytes = int(placement.total.get("object_store_memory", 0))
         self._options = options
         self._session = session
         self._stages: list[RayStage] = []
         self._placement = placement
-        of_run = Resources(scheduling_strategy=options.scheduling_strategy)
         self._starts = Starts(lambda: session.is_down, dict(placement.room_now(of_run)))
 
     def max_at_once(self, resources: Resources) -> int | None:
@@ -145,11 +142,7 @@ async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
     await ensure_ray()
     session = Session()
     with session.watched():
-        placement = await look()
-        all_cpus = int(placement.room(Resources(scheduling_strategy=options.scheduling_strategy)).get("CPU", 1))
-        num_cpus = min(options.num_cpus or all_cpus, all_cpus) or 1
-        store_bytes = int(placement.total.get("object_store_memory", 0))
-        runtime = RayRuntime(options, num_cpus, store_bytes, session, placement)
+        runtime = RayRuntime(options, session, await look())
         try:
             yield runtime
         finally:
