@@ -83,11 +83,18 @@ def test_run_leaves_its_group_where_there_is_room_outside() -> None:
 
 
 def test_run_stays_in_its_group_where_there_is_room_in_it_alone() -> None:
-    total, free = GROUP.amounts({"CPU": 1.0}, {"CPU": 3.0}), GROUP.amounts({"CPU": 0.0}, {"CPU": 3.0})
-    placement = placed({"CPU": 0.0, **free}, total)
+    bundles = GROUP.amounts({"CPU": 1.0}, {"CPU": 3.0})
+    placement = placed({"CPU": 0.0, **bundles}, bundles)
     assert is_in_group(placement, Resources())
     assert placement.room(Resources()) == {"CPU": 3.0}
-    assert not is_in_group(placed({"CPU": 0.0, **free}, total, captures=False), Resources())
+    assert not is_in_group(placed({"CPU": 0.0, **bundles}, bundles, captures=False), Resources())
+
+
+def test_run_that_follows_another_at_once_stays_in_the_group_that_is_not_known_to_be_free_yet() -> None:
+    total, free = GROUP.amounts({"CPU": 1.0}, {"CPU": 1.0}), GROUP.amounts({"CPU": 0.0}, {"CPU": 0.0})
+    placement = placed({"CPU": 0.0, **free}, total)
+    assert is_in_group(placement, Resources())
+    assert placement.room(Resources()) == {"CPU": 1.0}
 
 
 def test_what_the_process_holds_of_its_group_is_taken_also_where_the_cluster_does_not_know_yet() -> None:
@@ -336,8 +343,9 @@ class TestOnRay:
             message = rf"cannot be started on Ray with .*{re.escape(says)}.* Change what Ray refuses"
             ds = aiodata.range(1).with_options(runtime="ray")
             for verb in (double, Double):
-                with pytest.raises(OptionError, match=message):
+                with pytest.raises(OptionError, match=message) as caught:
                     await ds.map_batches(verb, **asked).take()
+                assert "secret" not in str(caught.value)
             asked.pop("resources", None)
             if asked:
                 with pytest.raises(OptionError, match=message):
@@ -345,7 +353,7 @@ class TestOnRay:
 
         async def main() -> None:
             group = placement_group([{"CPU": 1}])
-            await refuse("'pip': 3", runtime_env={"pip": 3})
+            await refuse("runtime_env['pip'] must be", runtime_env={"pip": 3, "env_vars": {"KEY": "secret"}})
             await refuse("'TPU': 1.5", resources={"TPU": 1.5})
             await refuse("7", scheduling_strategy=PlacementGroupSchedulingStrategy(group, 7))
             remove_placement_group(group)

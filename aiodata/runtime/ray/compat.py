@@ -16,7 +16,7 @@ What is private here, and what the public fallback costs:
 - `ray.experimental.get_local_object_locations`, which may change: what this process knows of where objects are and how
   large. Fallback: neither is known; sizes are then counted when the metadata is there, and no block counts as near.
 - How Ray calls the resources of a placement group's bundles (`CPU_group_0_<id>`) where it lists those of the cluster.
-  Fallback: a group counts as having nothing left, so what runs do does not stay in it unless they are told to.
+  Fallback: a group counts as having nothing left, so runs leave it unless they are told to stay.
 - `RAY_WARN_BLOCKING_GET_INSIDE_ASYNC`, a variable of the environment. Fallback: one warning in the log of each async
   actor that hosts a service.
 """

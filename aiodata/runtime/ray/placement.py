@@ -63,7 +63,7 @@ class Placement:
         return self.total if group is None else self._left_in(group)
 
     def room_now(self, resources: Resources) -> Mapping[str, float]:
-        """Return what of that was free when the run began."""
+        """Return what of that was free when the run began, as far as is known."""
         group = _group(self.strategy(resources))
         return self.free if group is None else self._left_in(group)
 
@@ -76,10 +76,16 @@ class Placement:
         return max(1, min(fitting)) if fitting else None
 
     def _left_in(self, group: PlacementGroup) -> dict[str, float]:
-        """Return what of a group is free; what this process holds may not be known to be taken yet."""
-        total, free = _summed(compat.bundles(self.total, group)), _summed(compat.bundles(self.free, group))
+        """Return what a group has beside what this process holds.
+
+        What is free of it is known late: a run that follows another at once would find that one's tasks there.
+        """
         held = self.held if self.group == group else {}
-        return {name: min(free.get(name, 0.0), all_of - held.get(name, 0.0)) for name, all_of in total.items()}
+        left: dict[str, float] = {}
+        for bundle in compat.bundles(self.total, group):
+            for name, amount in bundle.items():
+                left[name] = left.get(name, -held.get(name, 0.0)) + amount
+        return left
 
 
 @contextmanager
@@ -90,8 +96,10 @@ def refusals(name: str, asked: Mapping[str, Any]) -> Iterator[None]:
     except OptionError:  # It is a ValueError, too, and says what is wrong already.
         raise
     except (TypeError, ValueError) as error:
+        # An environment may hold secrets.
+        shown = {key: list(value) if key == "runtime_env" else value for key, value in asked.items()}
         raise OptionError(
-            f"{name} cannot be started on Ray with {dict(asked)}: {error} Change what Ray refuses of these, in "
+            f"{name} cannot be started on Ray with {shown}: {error} Change what Ray refuses of these, in "
             "map_batches or in the options"
         ) from error
 
@@ -119,8 +127,3 @@ def _group(strategy: Any) -> PlacementGroup | None:
 
 def _fits(needs: Mapping[str, float], room: Mapping[str, float]) -> bool:
     return all(need <= room.get(name, 0.0) + _TOLERANCE for name, need in needs.items())
-
-
-def _summed(bundles: list[dict[str, float]]) -> dict[str, float]:
-    names = {name for bundle in bundles for name in bundle}
-    return {name: sum(bundle.get(name, 0.0) for bundle in bundles) for name in names}
