@@ -62,6 +62,10 @@ class Dataset(IterationVerbs):
         concurrency: int | tuple[int, int] | None = None,
         num_cpus: float | None = None,
         num_gpus: float | None = None,
+        memory: int | None = None,
+        resources: Mapping[str, float] | None = None,
+        scheduling_strategy: Any = None,
+        runtime_env: Mapping[str, Any] | None = None,
         schema: pa.Schema | None = None,
         fn_args: Sequence[Any] = (),
         fn_kwargs: Mapping[str, Any] | None = None,
@@ -83,7 +87,12 @@ class Dataset(IterationVerbs):
                 by default one to as many as there are CPUs. For an async function: calls at a time per task, by
                 default 16. For a function: tasks at a time.
             num_cpus: CPUs that each task or actor takes; on the local runtime all share the same threads.
-            num_gpus: GPUs that each task or actor takes (Ray).
+            num_gpus: GPUs that each task or actor takes. The local runtime ignores this and the next four.
+            memory: Bytes of Ray's logical memory that each task or actor takes.
+            resources: Custom resources of Ray's nodes that each task or actor takes, by name: `{"tpu": 1}`.
+            scheduling_strategy: Where Ray runs them: `"DEFAULT"`, `"SPREAD"`, or one of
+                `ray.util.scheduling_strategies`. None: as `ExecutionOptions.scheduling_strategy` says.
+            runtime_env: Ray's runtime environment for them, over that of the run.
             schema: The schema of what `fn` returns: outputs are cast to it where that is exact, and columns that one
                 lacks are null. None: the schema of the first output that has rows, in the order of the input.
             fn_args: Further positional arguments for `fn`.
@@ -108,6 +117,10 @@ class Dataset(IterationVerbs):
                 concurrency=concurrency,
                 num_cpus=num_cpus,
                 num_gpus=num_gpus,
+                memory=memory,
+                resources=resources,
+                scheduling_strategy=scheduling_strategy,
+                runtime_env=runtime_env,
                 schema=schema,
                 fn_args=fn_args,
                 fn_kwargs=fn_kwargs,

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
-from aiodata.options import at_least, is_number
+from aiodata.options import a_strategy, amount, amounts, an_environment, at_least
 from aiodata.plan.nodes import Apply, Resources
 from aiodata.plan.transforms import MapBatches
 from aiodata.schemas import check_names
@@ -27,6 +27,10 @@ def map_step(
     concurrency: Concurrency,
     num_cpus: float | None,
     num_gpus: float | None,
+    memory: int | None,
+    resources: Mapping[str, float] | None,
+    scheduling_strategy: Any,
+    runtime_env: Mapping[str, Any] | None,
     schema: pa.Schema | None,
     fn_args: Sequence[Any],
     fn_kwargs: Mapping[str, Any] | None,
@@ -54,15 +58,22 @@ def map_step(
     )
     if (fn_constructor_args or fn_constructor_kwargs) and not transform.needs_actor:
         raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
-    resources = Resources(_amount("num_cpus", num_cpus), _amount("num_gpus", num_gpus))
+    takes = Resources(
+        amount("num_cpus", num_cpus),
+        _gpus(num_gpus),
+        at_least("memory", memory, 1, optional=True),
+        amounts("resources", resources) or {},
+        a_strategy("scheduling_strategy", scheduling_strategy),
+        an_environment("runtime_env", runtime_env),
+    )
     workers = _workers(concurrency)
     if transform.needs_actor:
-        return Apply(transform, resources, workers)
+        return Apply(transform, takes, workers)
     if isinstance(concurrency, tuple):
         raise OptionError(f"concurrency={concurrency!r} must be an integer: only a class has a pool to scale")
     if transform.is_async:
-        return Apply(transform if workers is None else replace(transform, concurrency=workers[0]), resources)
-    return Apply(transform, resources, workers)
+        return Apply(transform if workers is None else replace(transform, concurrency=workers[0]), takes)
+    return Apply(transform, takes, workers)
 
 
 def check_schema(schema: object) -> pa.Schema | None:
@@ -94,10 +105,11 @@ def _workers(concurrency: Concurrency) -> tuple[int, int] | None:
     raise OptionError(f"concurrency={concurrency!r} must be an integer of at least 1, or (least, most) of them")
 
 
-def _amount(name: str, value: float | None) -> float | None:
-    """Check an amount of a resource."""
-    if value is None:
-        return None
-    if is_number(value) and 0 <= value < float("inf"):
-        return float(value)
-    raise OptionError(f"{name}={value!r} must be a number of at least 0, or None")
+def _gpus(value: float | None) -> float | None:
+    """Check a number of GPUs."""
+    num_gpus = amount("num_gpus", value)
+    if num_gpus is not None and num_gpus > 1 and not num_gpus.is_integer():
+        raise OptionError(
+            f"num_gpus={value!r} must be a whole number, as it is more than 1: only one GPU can be shared"
+        )
+    return num_gpus

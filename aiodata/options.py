@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numbers
 import os
+from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeGuard, get_args, overload
 
@@ -17,6 +19,15 @@ RuntimeName = Literal["auto", "local", "ray"]
 OnSplitLost = Literal["wait", "raise", "redistribute"]
 
 MIB = 1 << 20
+
+# Ray counts resources in parts of so much.
+_LEAST_AMOUNT = 0.0001
+
+# Those that have arguments of their own.
+_STANDARD_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
+
+# Ray's scheduling strategies that are words.
+_STRATEGIES = ("DEFAULT", "SPREAD")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +51,13 @@ class ExecutionOptions:
         task_max_retries: How often a task whose worker died is run again (Ray).
         close_timeout_s: Bound on closing a run, in seconds.
         measure_loop_lag: Whether a pass measures how late the event loop serves a timer; see `LoopLagMonitor`.
+        scheduling_strategy: Where Ray runs what a run starts: its tasks, its actors, and the coordinator of splits;
+            `"DEFAULT"`, `"SPREAD"`, or one of `ray.util.scheduling_strategies`. None: anywhere. In a process whose
+            placement group captures child tasks, that is outside of the group where there is room, else inside. The
+            local runtime ignores this and the next three.
+        runtime_env: Ray's runtime environment of all of these, over that of the process.
+        read_memory: Bytes of Ray's logical memory that each task takes that reads.
+        read_resources: Custom resources that each task takes that reads, by name.
 
     Raises:
         OptionError: A value that can not work.
@@ -47,6 +65,8 @@ class ExecutionOptions:
     Example:
         >>> ExecutionOptions(runtime="local").preserve_order
         False
+        >>> ExecutionOptions(scheduling_strategy="SPREAD", read_resources={"disk": 0.5}).read_resources
+        {'disk': 0.5}
     """
 
     runtime: RuntimeName = "auto"
@@ -59,6 +79,10 @@ class ExecutionOptions:
     task_max_retries: int = 3
     close_timeout_s: float = 5.0
     measure_loop_lag: bool = False
+    scheduling_strategy: Any = None
+    runtime_env: Mapping[str, Any] | None = None
+    read_memory: int | None = None
+    read_resources: Mapping[str, float] | None = None
 
     def __post_init__(self) -> None:
         """Validate every field once, so that nothing else has to."""
@@ -75,6 +99,10 @@ class ExecutionOptions:
             preserve_order=true_or_false("preserve_order", self.preserve_order),
             measure_loop_lag=true_or_false("measure_loop_lag", self.measure_loop_lag),
             close_timeout_s=positive_seconds("close_timeout_s", self.close_timeout_s),
+            scheduling_strategy=a_strategy("scheduling_strategy", self.scheduling_strategy),
+            runtime_env=an_environment("runtime_env", self.runtime_env),
+            read_memory=at_least("read_memory", self.read_memory, 1, optional=True),
+            read_resources=amounts("read_resources", self.read_resources),
         )
 
     def override(self, **changes: Any) -> ExecutionOptions:
@@ -188,3 +216,71 @@ def at_least(name: str, value: object, minimum: int, *, optional: bool = False) 
         unless = " or None" if optional else ""
         raise OptionError(f"{name}={value!r} must be an integer of at least {minimum}{unless}")
     return int(value)
+
+
+def amount(name: str, value: object) -> float | None:
+    """Return `value`, an amount of a resource (or None), as a plain number; NumPy's are taken, too.
+
+    Raises:
+        OptionError: It is none, or less than Ray can count.
+    """
+    if value is None:
+        return None
+    if is_number(value) and (value == 0 or _LEAST_AMOUNT <= value < float("inf")):
+        return float(value)
+    raise OptionError(f"{name}={value!r} must be 0 or a number of at least {_LEAST_AMOUNT}, or None")
+
+
+def amounts(name: str, value: object) -> dict[str, float] | None:
+    """Return a copy of `value`, the amounts of custom resources by name (or None).
+
+    Raises:
+        OptionError: It is none, or names what is no custom resource.
+    """
+    if value is None:
+        return None
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
+        raise OptionError(
+            f"{name}={value!r} ({type(value).__name__}) must be a dict from names to amounts, for example {{'tpu': 1}}"
+        )
+    if standard := _STANDARD_RESOURCES.intersection(value):
+        raise OptionError(
+            f"{name}={value!r} must not name {' and '.join(sorted(standard))}, which have arguments of their own: "
+            "num_cpus, num_gpus and memory of map_batches"
+        )
+    checked = {key: amount(f"{name}[{key!r}]", one) for key, one in value.items()}
+    if missing := [key for key, one in checked.items() if one is None]:
+        raise OptionError(f"{name}[{missing[0]!r}]=None must be a number; leave it out, or give it an amount")
+    return {key: one for key, one in checked.items() if one}
+
+
+def a_strategy(name: str, value: object) -> Any:
+    """Return `value`, if it is a scheduling strategy of Ray's, or None.
+
+    Raises:
+        OptionError: It is none.
+    """
+    # Only the Ray runtime may import Ray, whose strategies have no name here.
+    is_of_ray = any(cls.__module__.partition(".")[0] == "ray" for cls in type(value).__mro__)
+    if value is None or (value in _STRATEGIES if isinstance(value, str) else is_of_ray):
+        return value
+    raise OptionError(
+        f"{name}={value!r} ({type(value).__name__}) must be one of {_STRATEGIES}, or one of "
+        "ray.util.scheduling_strategies, for example NodeAffinitySchedulingStrategy(node_id, soft=True), or None"
+    )
+
+
+def an_environment(name: str, value: object) -> dict[str, Any] | None:
+    """Return a copy of `value`, a runtime environment for Ray, or None; Ray checks what is in it.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if value is None:
+        return None
+    if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
+        return deepcopy(dict(value))
+    raise OptionError(
+        f"{name}={value!r} ({type(value).__name__}) must be a dict, for example {{'env_vars': {{'KEY': 'value'}}}}, "
+        "or None"
+    )

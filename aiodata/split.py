@@ -117,8 +117,15 @@ def split_plan(
     nodes = _nodes(locality_hints, num_splits)
     splitting = Splitting(num_splits, execution.override(runtime="ray"), options)
     make = partial(CoordinatorService, plan, splitting, uuid.uuid4().hex, equal=equal, nodes=nodes)
-    service = start_service(make, name=name, namespace=namespace, label="streaming_split")
-    return [SplitIterator(service, split, splitting) for split in range(num_splits)]
+    service = start_service(
+        make,
+        name=name,
+        namespace=namespace,
+        label="streaming_split",
+        scheduling_strategy=execution.scheduling_strategy,
+        runtime_env=execution.runtime_env,
+    )
+    return [SplitIterator(service, split, splitting.for_handles()) for split in range(num_splits)]
 
 
 def check_name(argument: str, name: object) -> None:

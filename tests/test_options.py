@@ -41,6 +41,32 @@ BAD_EXECUTION = [
     ("close_timeout_s", None, "must be above 0 seconds"),
     ("preserve_order", "no", "True or False"),
     ("preserve_order", None, "True or False"),
+    ("read_memory", 0, "must be an integer of at least 1 or None"),
+    ("read_memory", 1e9, "must be an integer of at least 1 or None"),
+    ("scheduling_strategy", "spread", "(str) must be one of ('DEFAULT', 'SPREAD')"),
+    ("scheduling_strategy", 3, "(int) must be one of ('DEFAULT', 'SPREAD')"),
+    ("scheduling_strategy", ["SPREAD"], "(list) must be one of ('DEFAULT', 'SPREAD')"),
+    ("runtime_env", "env.yaml", "(str) must be a dict"),
+    ("runtime_env", {3: "a"}, "(dict) must be a dict, for example {'env_vars'"),
+    ("read_resources", "tpu", "(str) must be a dict from names to amounts"),
+    ("read_resources", ["tpu"], "(list) must be a dict from names to amounts"),
+    ("read_resources", {1: 1}, "(dict) must be a dict from names to amounts"),
+    ("read_resources", {"": 1}, "(dict) must be a dict from names to amounts"),
+    ("read_resources", {"CPU": 1}, "must not name CPU, which"),
+    ("read_resources", {"tpu": 1, "memory": 1, "GPU": 1}, "must not name GPU and memory, which"),
+]
+
+# Some of them are options, too, by another name.
+BAD_MAPPING = [
+    ("num_cpus", -1, "must be 0 or a number of at least 0.0001"),
+    ("num_cpus", 1e-6, "must be 0 or a number of at least 0.0001"),
+    ("num_gpus", 1.5, "must be a whole number"),
+    ("num_gpus", math.inf, "must be 0 or a number of at least 0.0001"),
+    ("memory", 0, "must be an integer of at least 1 or None"),
+    ("resources", {"CPU": 1}, "must not name CPU, which"),
+    ("resources", 3, "(int) must be a dict from names to amounts"),
+    ("scheduling_strategy", "PACK", "(str) must be one of ('DEFAULT', 'SPREAD')"),
+    ("runtime_env", [], "(list) must be a dict"),
 ]
 
 BAD_SPLITTING = [
@@ -93,6 +119,31 @@ def test_bad_batch_option_is_refused_with_value_and_remedy(name: str, value: Any
         BatchOptions(**{name: value})
     with pytest.raises(OptionError, match=refusal(name, value, remedy)):
         aiodata.range(1).aiter_batches(**{name: value})
+
+
+@pytest.mark.parametrize(("name", "value", "remedy"), BAD_MAPPING)
+def test_bad_argument_of_map_batches_is_refused_with_its_value(name: str, value: Any, remedy: str) -> None:
+    with pytest.raises(OptionError, match=refusal(name, value, remedy)):
+        aiodata.range(1).map_batches(Same, **{name: value})
+
+
+@pytest.mark.parametrize("value", [-1, "1", True, 1e-6, math.nan, None])
+def test_bad_amount_of_a_resource_is_refused_with_its_name(value: Any) -> None:
+    message = refusal("resources['tpu']", value, "must be 0 or a number of at least 0.0001")
+    if value is None:
+        message = "resources\\['tpu'\\]=None must be"
+    with pytest.raises(OptionError, match=message):
+        aiodata.range(1).map_batches(Same, resources={"tpu": value})
+
+
+def test_what_is_asked_of_ray_is_copied_and_keeps_no_amounts_of_nothing() -> None:
+    environment = {"env_vars": {"ONE": "1"}}
+    amounts: dict[str, Any] = {"tpu": np.float32(0.5), "disk": 0}
+    options = ExecutionOptions(runtime_env=environment, read_resources=amounts)
+    environment["env_vars"]["TWO"] = "2"
+    amounts["tpu"] = 3
+    assert options.runtime_env == {"env_vars": {"ONE": "1"}}
+    assert options.read_resources == {"tpu": 0.5}
 
 
 @pytest.mark.parametrize(("name", "value", "remedy"), BAD_SPLITTING)

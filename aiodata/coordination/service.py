@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import anyio
@@ -32,7 +32,7 @@ MAX_CALLS = 2
 
 @dataclass(frozen=True, slots=True)
 class Splitting:
-    """How a dataset is split, as far as every handle of a split knows; its size depends on nothing.
+    """How a dataset is split.
 
     Attributes:
         num_splits: The number of splits.
@@ -43,6 +43,12 @@ class Splitting:
     num_splits: int
     execution: ExecutionOptions
     options: SplitOptions
+
+    def for_handles(self) -> Splitting:
+        """Return it without what only the coordinator needs, which may be large."""
+        return replace(
+            self, execution=self.execution.override(scheduling_strategy=None, runtime_env=None, read_resources=None)
+        )
 
 
 class CoordinatorService:
@@ -170,7 +176,7 @@ class CoordinatorService:
 
     def splitting(self) -> Splitting:
         """Return how the dataset is split."""
-        return self._splitting
+        return self._splitting.for_handles()
 
     def options(self) -> ExecutionOptions:
         """Return how each epoch is run."""

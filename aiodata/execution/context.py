@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
 
 from aiodata.execution.budget import ByteBudget
 from aiodata.execution.failures import SkippedErrors
 from aiodata.execution.metadata import MetadataPrefetcher
 from aiodata.options import ExecutionOptions
+from aiodata.plan.nodes import Resources
+from aiodata.plan.optimize import MapStage, ReadStage
 from aiodata.plan.passes import Pass
 from aiodata.runtime.base import Runtime
 
@@ -31,3 +35,26 @@ class RunContext:
     prefetcher: MetadataPrefetcher
     skipped: SkippedErrors
     this_pass: Pass
+
+    def resources(self, stage: ReadStage | MapStage) -> Resources:
+        """Return what each task or actor of a stage takes and where it runs; the options say what its verb does not."""
+        options = self.options
+        if isinstance(stage, ReadStage):
+            own = Resources(memory=options.read_memory, custom=options.read_resources or {})
+        else:
+            own = stage.resources
+        return replace(
+            own,
+            scheduling_strategy=own.scheduling_strategy or options.scheduling_strategy,
+            runtime_env=_joined(options.runtime_env, own.runtime_env),
+        )
+
+
+def _joined(general: Mapping[str, Any] | None, special: Mapping[str, Any] | None) -> Mapping[str, Any] | None:
+    """Join two runtime environments as Ray does those of a parent and its child: variables of both count."""
+    if general is None or special is None:
+        return special or general
+    joined = {**general, **special}
+    if "env_vars" in joined:
+        joined["env_vars"] = {**general.get("env_vars", {}), **special.get("env_vars", {})}
+    return joined

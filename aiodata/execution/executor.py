@@ -205,8 +205,10 @@ class StreamingExecutor:
 
     def _workers(self, stage: ReadStage | MapStage) -> Workers:
         num_cpus = self.context.runtime.num_cpus
+        at_once = self.context.runtime.max_at_once(self.context.resources(stage))
         if isinstance(stage, MapStage) and stage.needs_actors:
             least, most = stage.workers or (1, num_cpus)
+            most = most if at_once is None else min(most, max(least, at_once))
             if each := stage.resources.num_cpus:
                 # Actors keep their CPUs while they wait, and tasks need one to go on.
                 most = min(most, least + int(self._spare_cpus / each))
@@ -217,6 +219,8 @@ class StreamingExecutor:
             weight = 1.0 if stage.resources.num_cpus is None else stage.resources.num_cpus
             max_tasks = max(1, int(max_tasks / weight)) if weight else _MAX_WEIGHTLESS_TASKS
             max_tasks = min(max_tasks, stage.workers[1]) if stage.workers else max_tasks
+        if at_once is not None:
+            max_tasks = min(max_tasks, TASKS_PER_CPU * at_once)
         return TaskWorkers(max_tasks, max(_MIN_TASKS, num_cpus // _TASK_PARTS), self._slots, weight)
 
 

@@ -27,7 +27,6 @@ from aiodata.execution.operators import Inputs, Output
 from aiodata.execution.ordering import OutputOrder
 from aiodata.execution.pacing import Pacing
 from aiodata.execution.workers import Workers
-from aiodata.plan.nodes import Resources
 from aiodata.plan.optimize import MapStage, ReadStage
 from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source, raise_it
@@ -134,7 +133,7 @@ class TaskOperator:
 
     async def run(self, inputs: Sequence[Inputs], output: Output) -> None:
         """Run tasks until the input is done; on the way out, whatever the reason, stop those that run."""
-        resources = Resources() if isinstance(self._stage, ReadStage) else self._stage.resources
+        resources = self._run.resources(self._stage)
         stage = await self._run.runtime.stage(self._stage.name, self._stage.chain, resources)
         try:
             async with anyio.create_task_group() as group:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from aiodata.errors import OptionError
 from aiodata.plan.passes import BlockShuffle
@@ -12,15 +14,34 @@ from aiodata.plan.transforms import Transform
 
 @dataclass(frozen=True, slots=True)
 class Resources:
-    """What a task or an actor takes while it runs; None: what the runtime gives by default.
+    """What a task or an actor takes while it runs, and where it does; None: what the runtime gives by default.
 
     Attributes:
         num_cpus: CPUs.
         num_gpus: GPUs.
+        memory: Memory that it is expected to need, in bytes.
+        custom: Other resources of the cluster's nodes, by name.
+        scheduling_strategy: One of Ray's, by which it finds a node.
+        runtime_env: Ray's runtime environment.
     """
 
     num_cpus: float | None = None
     num_gpus: float | None = None
+    memory: int | None = None
+    custom: Mapping[str, float] = field(default_factory=dict)
+    scheduling_strategy: Any = None
+    runtime_env: Mapping[str, Any] | None = None
+
+    @property
+    def needs(self) -> dict[str, float]:
+        """What there has to be for it to start, by Ray's names; a CPU unless it says otherwise."""
+        needs = {
+            "CPU": 1.0 if self.num_cpus is None else self.num_cpus,
+            "GPU": self.num_gpus or 0.0,
+            "memory": float(self.memory or 0),
+            **self.custom,
+        }
+        return {name: need for name, need in needs.items() if need}
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from aiodata.options import MIB
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Step, Union
 from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source
@@ -99,11 +100,14 @@ class MapStage:
                 who = f"{least} {who}" if least == most else f"{least} to {most} {who}"
             case (_, most):
                 who = f"up to {most} {who}"
+        resources = self.resources
         takes = [
             f"{amount:g} {unit}{'' if amount == 1 else 's'}"
-            for amount, unit in ((self.resources.num_cpus, "CPU"), (self.resources.num_gpus, "GPU"))
+            for amount, unit in ((resources.num_cpus, "CPU"), (resources.num_gpus, "GPU"))
             if amount is not None
         ]
+        takes += [f"{resources.memory / MIB:,.0f} MiB of memory"] if resources.memory is not None else []
+        takes += [f"{amount:g} {name}" for name, amount in resources.custom.items()]
         return f"{who} with {' and '.join(takes)} each transform blocks" if takes else f"{who} transform blocks"
 
 

@@ -106,6 +106,9 @@ class Runtime(Protocol):
     def store_bytes(self) -> int:
         """Bytes of memory that blocks can be kept in."""
 
+    def max_at_once(self, resources: Resources) -> int | None:
+        """Return how many tasks, or actors, that take so much can run at a time, at least 1; None: as CPUs allow."""
+
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> Stage:
         """Tell the runtime of a chain of transforms.
 

@@ -5,7 +5,7 @@ The object, a service, is made there by a function that is sent. What comes back
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from importlib import import_module
 from typing import Any, Protocol
@@ -51,7 +51,13 @@ class RemoteService(Protocol):
 
 
 def start_service(
-    make: MakeService, *, name: str | None = None, namespace: str | None = None, label: str
+    make: MakeService,
+    *,
+    name: str | None = None,
+    namespace: str | None = None,
+    label: str,
+    scheduling_strategy: Any = None,
+    runtime_env: Mapping[str, Any] | None = None,
 ) -> RemoteService:
     """Host a service in a Ray actor; blocks for seconds if Ray is not there yet.
 
@@ -63,12 +69,21 @@ def start_service(
         name: By which `find_service` finds it, also from other drivers.
         namespace: Where the name is unique; None: one of aiodata's own.
         label: What errors call it; short, since it travels with the handle.
+        scheduling_strategy: Where it runs; None: anywhere, and in no placement group.
+        runtime_env: Ray's runtime environment of it.
 
     Raises:
-        OptionError: `make` can not be sent, or the name is taken.
+        OptionError: `make` can not be sent, the name is taken, or Ray refuses an argument.
         RuntimeUnavailableError: Ray can not be started or reached.
     """
-    service: RemoteService = import_module(_RAY_HOST).start_service(make, name=name, namespace=namespace, label=label)
+    service: RemoteService = import_module(_RAY_HOST).start_service(
+        make,
+        name=name,
+        namespace=namespace,
+        label=label,
+        scheduling_strategy=scheduling_strategy,
+        runtime_env=runtime_env,
+    )
     return service
 
 

@@ -2,8 +2,8 @@
 
 A task is a generator that is stepped in a worker thread, one output block per step. Between steps it holds no thread,
 so a consumer that is slow, or gone, holds up nobody. All runs of an event loop share one limit of as many threads as
-there are CPUs; reading uses just its own thread, and so Arrow's pool adds none. What a task or an actor asks for in
-CPUs or GPUs changes nothing here: each step takes one thread, and this process sees all GPUs.
+there are CPUs; reading uses just its own thread, and so Arrow's pool adds none. The resources that a task or an actor
+asks for change nothing here, nor where it is to run: each step takes one thread, and this process sees all GPUs.
 """
 
 from __future__ import annotations
@@ -74,6 +74,10 @@ class LocalRuntime:
         """Stop what runs, and close the task group."""
         self.group.cancel_scope.cancel()
         return await self.group.__aexit__(kind, error, traceback)
+
+    def max_at_once(self, resources: Resources) -> int | None:
+        """Return None: threads take nothing but CPUs."""
+        return None
 
     async def stage(self, name: str, chain: Chain, resources: Resources) -> LocalStage:
         """Hold on to the chain: nothing has to be sent anywhere."""

@@ -124,6 +124,10 @@ class SimulatedRuntime:
         """Stop the clock for all that runs."""
         self._parts()[0].close()
 
+    def max_at_once(self, resources: Resources) -> int | None:
+        """Return how many the GPUs are enough for: there is nothing else than these and CPUs."""
+        return max(1, int(self._pool.num_gpus / resources.num_gpus)) if resources.num_gpus else None
+
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> SimulatedStage:
         """Take note of a chain of models.
 

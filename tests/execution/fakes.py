@@ -239,6 +239,7 @@ class FakeRuntime:
         stages: The stages, by name.
         tasks: All tasks that were started.
         fetched: How many pairs each call of `fetch_ready` was about.
+        room_for: How many tasks or actors that take so much it says can run at a time.
     """
 
     num_cpus: int = 2
@@ -248,6 +249,10 @@ class FakeRuntime:
     tasks: list[FakeTask] = field(default_factory=list)
     fetched: list[int] = field(default_factory=list)
     name: str = "fake"
+    room_for: Callable[[Resources], int | None] = lambda resources: None
+
+    def max_at_once(self, resources: Resources) -> int | None:
+        return self.room_for(resources)
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> FakeStage:
         return self.stages.setdefault(name, FakeStage(self, name))

@@ -179,6 +179,17 @@ def test_transforms_with_the_same_resources_are_one_stage() -> None:
     assert optimize(made)[1:] == (MapStage((OTHER, MAP), GPU), MapStage((MAP,), Resources(num_cpus=2)))
 
 
+@pytest.mark.parametrize(
+    "asked",
+    [{"memory": 5}, {"custom": {"tpu": 1}}, {"scheduling_strategy": "SPREAD"}, {"runtime_env": {"env_vars": {}}}],
+    ids=str,
+)
+def test_whatever_is_asked_of_ray_begins_a_stage_which_takes_what_asks_for_the_same(asked: dict[str, Any]) -> None:
+    one, same = Resources(**asked), Resources(**asked)
+    made = steps_plan(OPAQUE, Apply(MAP), Apply(OTHER, one), Apply(MAP, same), Apply(MAP))
+    assert optimize(made) == (ReadStage(OPAQUE, (MAP,)), MapStage((OTHER, MAP), one), MapStage((MAP,)))
+
+
 def test_number_of_workers_begins_a_stage_that_takes_no_more_user_code() -> None:
     made = steps_plan(OPAQUE, Apply(MAP), Apply(OTHER, workers=(3, 3)), Apply(FILTER), Apply(MAP))
     assert optimize(made) == (
@@ -269,6 +280,10 @@ def test_explain_names_stored_blocks() -> None:
         (Apply(ACTOR, Resources(1, 0.5), (1, 4)), "1 to 4 actors with 1 CPU and 0.5 GPUs each transform blocks"),
         (Apply(MAP, GPU), "tasks with 2 CPUs and 0.5 GPUs each transform blocks"),
         (Apply(MAP, Resources(num_gpus=1), (3, 3)), "up to 3 tasks with 1 GPU each transform blocks"),
+        (
+            Apply(MAP, Resources(1, memory=3 << 30, custom={"tpu": 2})),
+            "tasks with 1 CPU and 3,072 MiB of memory and 2 tpu each transform blocks",
+        ),
     ],
     ids=str,
 )

@@ -18,6 +18,7 @@ import pytest
 import ray
 from ray import cloudpickle
 from ray.exceptions import ObjectRefStreamEndOfStreamError, RayError
+from ray.util.placement_group import placement_group, remove_placement_group
 
 from aiodata.concurrency import Wakeup
 from aiodata.plan.pieces import Origin, TablePiece
@@ -255,3 +256,15 @@ class Streams:
 
     def run(self, count: int, size: int) -> Iterator[tuple[Any, ...]]:
         yield from reports(count, size)
+
+
+def test_bundles_of_a_group_are_told_from_those_of_others_or_the_group_has_none() -> None:
+    first, second = placement_group([{"CPU": 0.5}, {"CPU": 0.25, "memory": 100}]), placement_group([{"CPU": 0.5}])
+    ray.get([first.ready(), second.ready()])
+    total = ray.cluster_resources()
+    found = [{name: one for name, one in bundle.items() if name != "bundle"} for bundle in compat.bundles(total, first)]
+    assert sorted(found, key=len) == [{"CPU": 0.5}, {"CPU": 0.25, "memory": 100}]
+    renamed = {name.replace("_group_", "_of_"): amount for name, amount in total.items()}
+    assert compat.bundles(renamed, first) == []
+    for group in (first, second):
+        remove_placement_group(group)

@@ -82,6 +82,13 @@ def test_more_than_there_is_can_not_be_asked_for() -> None:
     run(main)
 
 
+def test_as_many_run_at_once_as_there_are_gpus_for() -> None:
+    runtime = SimulatedRuntime(8, num_gpus=2)
+    assert runtime.max_at_once(Resources(num_gpus=0.5)) == 4
+    assert runtime.max_at_once(Resources(num_gpus=3)) == 1
+    assert runtime.max_at_once(Resources(num_cpus=2, custom={"tpu": 1})) is None
+
+
 def test_a_task_stops_when_its_allotment_is_spent_and_its_rest_goes_on_there() -> None:
     async def main() -> None:
         runtime = SimulatedRuntime(1)

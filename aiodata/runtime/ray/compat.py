@@ -15,6 +15,8 @@ What is private here, and what the public fallback costs:
   Fallback: a timer that looks every second.
 - `ray.experimental.get_local_object_locations`, which may change: what this process knows of where objects are and how
   large. Fallback: neither is known; sizes are then counted when the metadata is there, and no block counts as near.
+- How Ray calls the resources of a placement group's bundles (`CPU_group_0_<id>`) where it lists those of the cluster.
+  Fallback: a group counts as having nothing left, so runs leave it unless they are told to stay.
 - `RAY_WARN_BLOCKING_GET_INSIDE_ASYNC`, a variable of the environment. Fallback: one warning in the log of each async
   actor that hosts a service.
 """
@@ -24,6 +26,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from inspect import isgeneratorfunction
@@ -32,6 +35,7 @@ from typing import Any, Protocol
 import ray
 from ray._private.worker import global_worker
 from ray.exceptions import GetTimeoutError, ObjectLostError, ObjectRefStreamEndOfStreamError, RayError
+from ray.util.placement_group import PlacementGroup
 
 from aiodata.concurrency import without_frames
 from aiodata.runtime.ray.packed import Report
@@ -170,6 +174,16 @@ def _location(ref: ray.ObjectRef) -> dict[str, Any]:
     except AttributeError:
         return {}
     return location
+
+
+def bundles(amounts: Mapping[str, float], group: PlacementGroup) -> list[dict[str, float]]:
+    """Return what each bundle of a placement group has of amounts that Ray lists for the cluster."""
+    name = re.compile(rf"(.+)_group_(\d+)_{group.id.hex()}")
+    found: dict[str, dict[str, float]] = {}
+    for key, amount in amounts.items():
+        if (match := name.fullmatch(key)) is not None:
+            found.setdefault(match[2], {})[match[1]] = amount
+    return list(found.values())
 
 
 def when_released(ref: ray.ObjectRef, on_released: Callback) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -16,7 +16,7 @@ from typing import Any
 import anyio
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
+from ray.exceptions import ActorAlreadyExistsError, ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
 
 from aiodata.concurrency import Supervisor, ask_in_thread, without_frames
 from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError, is_failure
@@ -24,6 +24,7 @@ from aiodata.plan.transforms import describe
 from aiodata.runtime.forked import check_not_forked, is_forked
 from aiodata.runtime.hosting import Service
 from aiodata.runtime.ray import compat
+from aiodata.runtime.ray.placement import ANYWHERE, refusals
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray, ensure_ray_blocking
 from aiodata.runtime.ray.worker import PackedError, pack_exception, unpack_error
@@ -220,8 +221,20 @@ class RayService:
         )
 
 
-def start_service(make: Any, *, name: str | None, namespace: str | None, label: str) -> RayService:
-    """Start an actor; see `hosting.start_service`."""
+def start_service(
+    make: Any,
+    *,
+    name: str | None,
+    namespace: str | None,
+    label: str,
+    scheduling_strategy: Any = None,
+    runtime_env: Mapping[str, Any] | None = None,
+) -> RayService:
+    """Start an actor; see `hosting.start_service`.
+
+    It is in no placement group unless it is told to: a group that is removed ends all that is in it, and Ray Tune
+    removes that of a trial when it ends.
+    """
     try:
         packed = cloudpickle.dumps(make)
     except Exception as error:
@@ -229,16 +242,20 @@ def start_service(make: Any, *, name: str | None, namespace: str | None, label: 
             f"{label} can not be sent to another process: {error}. Use functions and objects that pickle."
         ) from error
     ensure_ray_blocking()
-    if name is None:
-        return RayService(_host_class.options(**_OPTIONS).remote(packed, label), label)
-    named = {"name": name, "namespace": namespace or NAMESPACE, "lifetime": "detached"}
-    try:
-        handle = _host_class.options(**_OPTIONS, **named).remote(packed, label)
-    except ValueError as error:
-        raise OptionError(
-            f"name={name!r} can not be given: {error} Attach to the one that has it, close that, or use another name."
-        ) from error
-    return RayService(handle, label)
+    asked: dict[str, Any] = {"scheduling_strategy": scheduling_strategy or ANYWHERE}
+    if runtime_env is not None:
+        asked["runtime_env"] = runtime_env
+    if name is not None:
+        asked |= {"name": name, "namespace": namespace or NAMESPACE, "lifetime": "detached"}
+    with refusals(label, asked):
+        host_class = _host_class.options(**_OPTIONS, **asked)
+        try:
+            return RayService(host_class.remote(packed, label), label)
+        except ActorAlreadyExistsError as error:
+            raise OptionError(
+                f"name={name!r} can not be given: {error} Attach to the one that has it, close that, or use another "
+                "name."
+            ) from error
 
 
 async def find_service(name: str, *, namespace: str | None) -> RayService:

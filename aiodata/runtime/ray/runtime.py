@@ -25,9 +25,10 @@ from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
+from aiodata.runtime.ray.placement import Placement, look, refusals
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
-from aiodata.runtime.ray.starts import Starts
+from aiodata.runtime.ray.starts import StageStarts, Starts
 from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
 from aiodata.runtime.ray.worker import StageActor, report_size, run_packed_work
 
@@ -46,24 +47,27 @@ class RayRuntime:
 
     Args:
         options: The run's options.
-        num_cpus: CPUs that its tasks may use at a time.
-        store_bytes: Memory of the cluster's object stores, in bytes.
         session: Its connection to Ray.
-        free: What of the cluster's resources is free.
+        placement: Where its tasks and actors run.
     """
 
     name = "ray"
 
-    def __init__(
-        self, options: ExecutionOptions, num_cpus: int, store_bytes: int, session: Session, free: dict[str, float]
-    ) -> None:
+    def __init__(self, options: ExecutionOptions, session: Session, placement: Placement) -> None:
         """Prepare; `open_ray` is what callers use."""
-        self.num_cpus = num_cpus
-        self.store_bytes = store_bytes
+        of_run = Resources(scheduling_strategy=options.scheduling_strategy)
+        all_cpus = int(placement.room(of_run).get("CPU", 1))
+        self.num_cpus = min(options.num_cpus or all_cpus, all_cpus) or 1
+        self.store_bytes = int(placement.total.get("object_store_memory", 0))
         self._options = options
         self._session = session
         self._stages: list[RayStage] = []
-        self._starts = Starts(lambda: session.is_down, free)
+        self._placement = placement
+        self._starts = Starts(lambda: session.is_down, dict(placement.room_now(of_run)))
+
+    def max_at_once(self, resources: Resources) -> int | None:
+        """Return how many there is room for, on the cluster or in the placement group that they run in."""
+        return self._placement.max_at_once(resources)
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
         """Pickle the chain once; store it once if it is large."""
@@ -75,7 +79,8 @@ class RayRuntime:
             ) from error
         if len(packed) > _INLINE_CHAIN_BYTES:
             packed = await self.put(packed)
-        stage = RayStage(name, packed, resources, self._session, self._options, self._starts)
+        asked = _asked(resources, self._placement.strategy(resources))
+        stage = RayStage(name, packed, asked, self._session, self._options, self._starts.stage(resources))
         self._stages.append(stage)
         return stage
 
@@ -137,20 +142,24 @@ async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
     await ensure_ray()
     session = Session()
     with session.watched():
-        # Waited for in any case: it must not go on while Ray is shut down.
-        resources, free = await call_in_thread(_resources, grace_s=math.inf)
-        cluster_cpus = int(resources.get("CPU", 1))
-        num_cpus = min(options.num_cpus or cluster_cpus, cluster_cpus) or 1
-        runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session, free)
+        runtime = RayRuntime(options, session, await look())
         try:
             yield runtime
         finally:
             runtime.close()
 
 
-def _resources() -> tuple[dict[str, float], dict[str, float]]:
-    """Return what the cluster has, and what of that is free."""
-    return ray.cluster_resources(), ray.available_resources()
+def _asked(resources: Resources, strategy: Any) -> dict[str, Any]:
+    """Return what is asked of Ray, in its words."""
+    asked = {
+        "num_cpus": resources.num_cpus,
+        "num_gpus": resources.num_gpus,
+        "memory": resources.memory,
+        "resources": dict(resources.custom) or None,
+        "scheduling_strategy": strategy,
+        "runtime_env": resources.runtime_env,
+    }
+    return {name: value for name, value in asked.items() if value is not None}
 
 
 class RayStage:
@@ -159,34 +168,37 @@ class RayStage:
     Args:
         name: The stage's name.
         chain: The pickled chain, or the reference to it.
-        resources: What each task or actor takes.
+        asked: What each task or actor asks of Ray.
         session: The run's connection to Ray.
         options: The run's options.
         starts: Where it is noted which tasks have started.
+
+    Raises:
+        OptionError: Ray refuses what is asked.
     """
 
     def __init__(
         self,
         name: str,
         chain: Any,
-        resources: Resources,
+        asked: dict[str, Any],
         session: Session,
         options: ExecutionOptions,
-        starts: Starts,
+        starts: StageStarts,
     ) -> None:
         """Bind what all tasks and actors of the stage share."""
         retries = options.task_max_retries
-        given = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
-        shared = {key: value for key, value in given.items() if value is not None}
-        self._functions = {
-            in_groups: function.options(name=f"aiodata {name}", max_retries=retries, **shared)
-            for in_groups, function in ((False, _run_one_by_one), (True, _run_in_groups))
-        }
-        self._actor_class = _actor_class.options(max_restarts=retries, max_task_retries=retries, **shared)
+        with refusals(name, asked):
+            self._functions = {
+                in_groups: function.options(name=f"aiodata {name}", max_retries=retries, **asked)
+                for in_groups, function in ((False, _run_one_by_one), (True, _run_in_groups))
+            }
+            self._actor_class = _actor_class.options(max_restarts=retries, max_task_retries=retries, **asked)
+        self._asked = asked
         self._name = name
         self._chain = chain
         self._session = session
-        self._starts = starts.stage(resources)
+        self._starts = starts
 
     def close(self) -> None:
         """Let go of the chain; nothing can be submitted any more."""
@@ -196,12 +208,14 @@ class RayStage:
         """Start a streaming Ray task."""
         in_groups = work.cuts.in_groups
         start = self._starts.submit()
-        generator = self._functions[in_groups].remote(self._chain, work, start.announces, *refs)
+        with refusals(self._name, self._asked):
+            generator = self._functions[in_groups].remote(self._chain, work, start.announces, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
         size = report_size(in_groups=in_groups)
         return RayTask(self._name, generator, size, self._session, on_ready, held_bytes, start)
 
     def start_actor(self) -> RayActor:
         """Start a Ray actor, which Ray starts again with its calls if it dies."""
-        handle = self._actor_class.remote(self._chain)
+        with refusals(self._name, self._asked):
+            handle = self._actor_class.remote(self._chain)
         return RayActor(self._name, handle, self._session, self._starts.submit(is_actor=True))
