@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import AsyncExitStack
 from functools import partial
 from typing import TypeVar
 
@@ -14,37 +15,53 @@ from aiodata.concurrency import ask_in_thread, start
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
+from aiodata.execution.failures import SkippedErrors, warn_of_skips
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Limit, Plan, Read
 from aiodata.plan.optimize import push_down
 from aiodata.plan.output_schema import MAX_UNKNOWN_ROWS
 from aiodata.plan.planning import find_plan_schema
-from aiodata.plan.source import Skip, raise_it
+from aiodata.plan.source import raise_it
 from aiodata.runtime import choose_runtime
+from aiodata.stats import LatestRun, RunStats
 
 _T = TypeVar("_T")
 
 
-async def find_schema(plan: Plan, options: ExecutionOptions) -> pa.Schema:
+async def find_schema(plan: Plan, options: ExecutionOptions, latest: LatestRun | None = None) -> pa.Schema:
     """Return the schema of a plan's rows: from its sources and verbs, or, if functions make them, by a short run.
 
     Files that cannot be read say nothing, if errors are allowed.
+
+    Args:
+        plan: The plan.
+        options: How to run it.
+        latest: Where to note what was skipped; None: nowhere, since another run has told of it.
     """
-    schema = await _ask(partial(find_plan_schema, plan, _skip(options)))
+    skipped = SkippedErrors(-1, is_quiet=True)
+    schema = await _ask(partial(find_plan_schema, plan, skipped.add if options.max_errored_blocks else raise_it))
     if schema is not None:
+        if latest is not None:
+            latest.note(RunStats(errors=tuple(skipped.lines), errored_blocks=skipped.num_errors))
+            warn_of_skips(latest.stats, is_complete=False)
         return schema
     # As many rows as the run itself would look at, so that the answer is what its batches have.
-    executor = await _run(plan.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
+    executor = await _run(plan.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough, latest)
     if executor.schema is None:
         unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
-        executor = await _run(unlimited.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough)
+        executor = await _run(unlimited.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough, latest)
     return executor.schema if executor.schema is not None else pa.schema([])
 
 
-async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
+async def count_rows(plan: Plan, options: ExecutionOptions, latest: LatestRun) -> int:
     """Return the number of a plan's rows, which is what an iteration gives: by a run that fetches no block.
 
     Where no verb and no error that is allowed can change it, it is what the source says.
+
+    Args:
+        plan: The plan.
+        options: How to run it.
+        latest: Where to note what the run has done.
     """
     if isinstance(plan.origin, Read) and not options.max_errored_blocks:
         source, steps = push_down(plan)
@@ -52,6 +69,7 @@ async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
         if all(isinstance(step, Limit) or step.transform.keeps_num_rows for step in steps):
             await _ask(partial(find_plan_schema, plan, raise_it))
             if (known := await _ask(partial(source.count_rows, raise_it))) is not None:
+                latest.note(RunStats())
                 return min([known, *limits])
     total = 0
 
@@ -60,16 +78,8 @@ async def count_rows(plan: Plan, options: ExecutionOptions) -> int:
         total += bundle.num_rows
         return False
 
-    await _run(plan, options, add)
+    await _run(plan, options, add, latest)
     return total
-
-
-def _skip(options: ExecutionOptions) -> Skip:
-    return _forget if options.max_errored_blocks else raise_it
-
-
-def _forget(error: AiodataError) -> None:
-    pass
 
 
 async def _ask(question: Callable[[], _T]) -> _T:
@@ -81,11 +91,15 @@ def _is_enough(bundle: RefBundle) -> bool:
     return True
 
 
-async def _run(plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool]) -> StreamingExecutor:
+async def _run(
+    plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool], latest: LatestRun | None
+) -> StreamingExecutor:
     """Run a plan and visit its bundles, until one is enough."""
     try:
-        async with choose_runtime(options)() as runtime:
-            executor = StreamingExecutor(plan, runtime, options)
+        async with choose_runtime(options)() as runtime, AsyncExitStack() as stack:
+            executor = StreamingExecutor(plan, runtime, options, is_quiet=latest is None)
+            if latest is not None:
+                stack.callback(lambda: latest.note(executor.stats()))
             send, receive = anyio.create_memory_object_stream[RefBundle](1)
             async with send, receive, anyio.create_task_group() as group:
                 start(group, executor.run, send)

@@ -17,11 +17,10 @@ from aiodata.execution.executor import StreamingExecutor, max_held_bytes
 from aiodata.options import ExecutionOptions, SplitOptions
 from aiodata.plan.control import blame
 from aiodata.plan.nodes import Plan
-from aiodata.plan.pieces import Origin
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
 from aiodata.schemas import conform
-from aiodata.stats import RunStats
+from aiodata.stats import LatestRun, RunStats
 
 # Seconds that a conversion of a block's rows is waited for when it is cancelled.
 _CONFORM_GRACE_S = 1.0
@@ -94,7 +93,7 @@ async def fetch_rows(runtime: Runtime, bundle: RefBundle) -> pa.Table:
 
 
 def _conform(rows: pa.Table, bundle: RefBundle) -> pa.Table:
-    with blame("conform", Origin(bundle.metadata.source, (bundle.start, bundle.stop))):
+    with blame("conform", bundle.origin):
         return conform(rows, bundle.schema)
 
 
@@ -104,12 +103,14 @@ class LocalFeed:
     Args:
         plan: What to run.
         options: How to run it.
+        latest: Where to note what the run has done, when it has ended.
     """
 
-    def __init__(self, plan: Plan, options: ExecutionOptions) -> None:
+    def __init__(self, plan: Plan, options: ExecutionOptions, latest: LatestRun) -> None:
         """Prepare; nothing runs."""
         self._plan = plan
         self._options = options
+        self._latest = latest
         self._executor: StreamingExecutor | None = None
 
     def stats(self) -> RunStats:
@@ -121,6 +122,12 @@ class LocalFeed:
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Run one epoch as split 0, the only one; tell the coordinator at the end, whatever the reason."""
+        try:
+            await self._run(consume)
+        finally:
+            self._latest.note(self.stats())
+
+    async def _run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         async with choose_runtime(self._options)() as runtime:
             self._executor = executor = StreamingExecutor(self._plan, runtime, self._options)
             held_bytes = max_held_bytes(self._options, runtime)
