@@ -57,6 +57,7 @@ class SplitFeed:
         # What this pass is known by, also before it has a lease.
         self._consumer = uuid.uuid4().hex
         self._run = RunStats(runtime="ray")
+        self._has_ended = False
         # Held by its consumer, it tells the coordinator that this process is there.
         self._token: Any = None
         self._epoch: _SplitEpoch | None = None
@@ -113,7 +114,9 @@ class SplitFeed:
         if run.errors and not self._run.errors:
             warn_of_first(run.errors[0])
         self._run = run
-        if is_end:
+        # Two calls may be told of the end.
+        if is_end and not self._has_ended:
+            self._has_ended = True
             warn_of_skips(run, is_complete=True)
 
 
