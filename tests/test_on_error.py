@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import anyio
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
@@ -265,3 +266,28 @@ async def test_materialized_rows_keep_their_file(runtime: str, small_files: Path
     ds = kept.map_batches(fail_with_53, batch_size=16, on_error="skip_row")
     assert await ds.count() == 99
     assert f"{small_files / 'part-10.parquet'}, row group 0, row 3: " in ds.stats().errors[0]
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+async def test_consumers_of_splits_are_told_what_was_skipped(
+    ray_cluster: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    ds = numbers("ray").map_batches(check, batch_size=8, on_error="skip_row")
+    seen: list[int] = []
+    told: list[aiodata.IterationStats] = []
+
+    async def consume(split: aiodata.SplitIterator) -> None:
+        async with split.aiter_batches(batch_size=8) as batches:
+            async for batch in batches:
+                seen.extend(batch["id"].tolist())
+            told.append(batches.stats())
+
+    async with anyio.create_task_group() as group:
+        for split in ds.streaming_split(2):
+            group.start_soon(consume, split)
+    assert sorted(seen) == [one for one in range(100) if one not in BAD]
+    assert [(one.errored_rows, len(one.errors)) for one in told] == [(5, 5), (5, 5)]
+    texts = [text for _, text in warnings_in(caplog)]
+    assert sum(text.startswith("the run goes on after a failure: ") for text in texts) == 2
+    assert sum(text.startswith("the run went on after 5 failed rows; ") for text in texts) == 2
