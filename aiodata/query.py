@@ -47,7 +47,7 @@ async def find_schema(plan: Plan, options: ExecutionOptions, latest: LatestRun |
         return schema
     # As many rows as the run itself would look at, so that the answer is what its batches have.
     executor = await _run(plan.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough, latest)
-    if executor.schema is None:
+    if executor.schema is None and any(isinstance(step, Limit) for step in plan.steps):
         unlimited = Plan(plan.origin, tuple(step for step in plan.steps if not isinstance(step, Limit)))
         executor = await _run(unlimited.then(Limit(MAX_UNKNOWN_ROWS)), options, _is_enough, latest)
     return executor.schema if executor.schema is not None else pa.schema([])

@@ -13,6 +13,7 @@ from aiodata.plan.control import Control
 from aiodata.plan.input_batches import InputBatch
 from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Rows
+from aiodata.schemas import conform
 
 
 class OnError(Enum):
@@ -87,12 +88,10 @@ class Bisection:
         """Return a row that the function failed with, in the schema of its outputs."""
         schema = self._outputs.schema
         assert schema is not None, "without one, nulls are refused beforehand"
-        columns = []
-        for field in schema:
-            index = row.schema.get_field_index(field.name)
-            is_kept = index >= 0 and row.schema.field(index).type.equals(field.type)
-            columns.append(row.column(index) if is_kept else pa.nulls(row.num_rows, field.type))
-        return pa.Table.from_arrays(columns, schema=schema)
+        # Of another type, it is not the input's column that the function returns, but one that it has made.
+        types = dict(zip(schema.names, schema.types, strict=True))
+        kept = [field.name for field in row.schema if field.type == types.get(field.name)]
+        return conform(row.select(kept), schema)
 
 
 def is_about_rows(error: AiodataError) -> bool:

@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from aiodata import AiodataError, OptionError, TaskError
 from aiodata.plan.bisection import OnError
 from aiodata.plan.control import MAX_LISTED_ROWS
+from aiodata.plan.output_schema import OutputSchema, Progress
+from aiodata.plan.pieces import Origin
 from aiodata.plan.transforms import MapBatches, Transform, build, close
 from aiodata.plan.work import Cuts, OutputMetadata, Work
 from tests.plan.calls import all_cuts
@@ -180,6 +182,26 @@ def test_bad_rows_stay_with_nulls_in_the_columns_that_the_input_does_not_have(
     assert all(table.schema.equals(SCHEMA) for table, _ in outputs)
 
 
+def test_bad_row_of_which_no_column_is_kept_is_null_whatever_the_types() -> None:
+    kinds = {
+        "tensor": pa.fixed_shape_tensor(pa.float32(), [2, 2]),
+        "list": pa.list_(pa.int64()),
+        "struct": pa.struct({"a": pa.int8()}),
+        "word": pa.dictionary(pa.int32(), pa.string()),
+        "at": pa.timestamp("us", "UTC"),
+    }
+
+    def refuse(batch: Batch) -> Batch:
+        raise ValueError("bad")
+
+    outputs, _, num_rows, _ = run_all(
+        Work((counted(3),), UNLIMITED), [giving_up(refuse, 3, OnError.NULL, pa.schema(kinds))]
+    )
+    assert num_rows == 3
+    assert rows_of(outputs) == [dict.fromkeys(kinds)] * 3
+    assert all(table.schema.equals(pa.schema(kinds)) for table, _ in outputs)
+
+
 def test_column_of_another_type_than_the_input_is_null_in_a_bad_row() -> None:
     schema = pa.schema({"id": pa.string()})
 
@@ -243,3 +265,12 @@ def test_function_that_turns_out_to_be_a_generator_is_refused() -> None:
     assert isinstance(error, OptionError)
     assert "on_error='raise'" in str(error)
     assert num_rows == 0
+
+
+def test_rows_that_do_not_conform_do_not_count_for_the_type_of_a_column_of_nulls() -> None:
+    outputs = OutputSchema("f", None, Progress(1024))
+    origin = Origin("t", None)
+    outputs.conform(pa.table({"x": [1], "y": pa.nulls(1)}), origin)
+    with pytest.raises(TaskError, match="'x'"):
+        outputs.conform(pa.table({"x": ["one"] * 2000, "y": pa.nulls(2000)}), origin)
+    assert outputs.conform(pa.table({"x": [2], "y": ["two"]}), origin).to_pydict() == {"x": [2], "y": ["two"]}
