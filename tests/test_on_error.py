@@ -242,6 +242,16 @@ async def test_file_row_group_and_row_are_named_behind_any_number_of_stages(
     assert line == f"map_batches(fail_with_53) failed on {path}, row group 0, row 3: ValueError: bad"
 
 
+async def test_row_group_is_named_of_those_that_are_read_together(runtime: str, tmp_path: Path) -> None:
+    path = tmp_path / "one.parquet"
+    pq.write_table(pa.table({"id": range(100)}), path, row_group_size=10)
+    ds = rebatched(aiodata.read_parquet(path)).with_options(runtime=runtime)
+    ds = ds.map_batches(fail_with_53, batch_size=16, num_cpus=0.25, on_error="skip_row")
+    assert await ds.count() == 99
+    [line] = ds.stats().errors
+    assert line == f"map_batches(fail_with_53) failed on {path}, row group 5, row 3: ValueError: bad"
+
+
 async def test_file_is_named_behind_a_stage_and_a_filter(runtime: str, small_files: Path) -> None:
     ds = rebatched(aiodata.read_parquet(small_files)).filter(pc.field("id") != 51)
     ds = ds.with_options(runtime=runtime).map_batches(fail_with_53, batch_size=16, num_cpus=0.25, on_error="skip_row")

@@ -263,12 +263,12 @@ async def _run_operator(node: _Node, output: Output) -> None:
         try:
             with cleared_frames():
                 await node.operator.run(node.inputs, output)
+                node.is_done = True
         except* anyio.BrokenResourceError:  # Whoever takes the outputs has enough.
             pass
         finally:
             for inputs in node.inputs:
                 close_and_drop(inputs.stream)
-        node.is_done = True
         # Not where it failed: whoever takes the outputs must not take that for the end of the data.
         output.close()
     node.cancel_before()
