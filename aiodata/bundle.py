@@ -7,6 +7,8 @@ from typing import Any
 
 import pyarrow as pa
 
+from aiodata.origin import Origin, Spans, origin_of, slice_spans
+
 # A runtime's own reference to a block: a Ray object reference, or an `InlineBlock`.
 BlockRef = Any
 
@@ -49,12 +51,14 @@ class BlockMetadata:
         num_bytes: Bytes of the whole block, as Arrow counts them.
         schema: The block's schema.
         source: Where its rows came from, for error messages.
+        spans: Where each of its rows came from; empty: all that is known is `source`.
     """
 
     num_rows: int
     num_bytes: int
     schema: pa.Schema
     source: str = ""
+    spans: Spans = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +79,13 @@ class RefBundle:
     def schema(self) -> pa.Schema:
         """The schema that its rows have once they are fetched."""
         return self.metadata.schema if self.conform_to is None else self.conform_to
+
+    @property
+    def origin(self) -> Origin:
+        """Where its rows came from."""
+        if not self.metadata.spans:
+            return Origin(self.metadata.source, (self.start, self.stop))
+        return origin_of(slice_spans(self.metadata.spans, self.start, self.num_rows))
 
     def conformed(self, schema: pa.Schema) -> RefBundle:
         """Return the same bundle, with rows of this schema."""

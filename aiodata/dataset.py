@@ -28,6 +28,7 @@ from aiodata.rows import python_rows
 from aiodata.schemas import without_marks
 from aiodata.sources.memory import StoredSource
 from aiodata.split import SplitIterator, split_plan
+from aiodata.stats import LatestRun, RunStats
 
 # All blocks of a dataset that is materialized are kept, so a budget for them would only make tasks wait in vain.
 _UNBOUNDED_BYTES = 1 << 62
@@ -46,12 +47,13 @@ class Dataset(IterationVerbs):
         [{'twice': 0}, {'twice': 2}, {'twice': 4}]
     """
 
-    __slots__ = ("_options", "_plan")
+    __slots__ = ("_latest", "_options", "_plan")
 
-    def __init__(self, plan: Plan, options: ExecutionOptions) -> None:
+    def __init__(self, plan: Plan, options: ExecutionOptions, latest: LatestRun | None = None) -> None:
         """Hold a plan; users get a Dataset from `aiodata.read_parquet` and the like."""
         self._plan = plan
         self._options = options
+        self._latest = LatestRun() if latest is None else latest
 
     def map_batches(
         self,
@@ -67,6 +69,7 @@ class Dataset(IterationVerbs):
         scheduling_strategy: Any = None,
         runtime_env: Mapping[str, Any] | None = None,
         schema: pa.Schema | None = None,
+        on_error: str = "raise",
         fn_args: Sequence[Any] = (),
         fn_kwargs: Mapping[str, Any] | None = None,
         fn_constructor_args: Sequence[Any] = (),
@@ -95,6 +98,11 @@ class Dataset(IterationVerbs):
             runtime_env: Ray's runtime environment for them, over that of the run.
             schema: The schema of what `fn` returns: outputs are cast to it where that is exact, and columns that one
                 lacks are null. None: the schema of the first output that has rows, in the order of the input.
+            on_error: What becomes of rows that `fn` fails with. `"raise"`: the whole batch is a failure, which ends the
+                run, or is one of those that `max_errored_blocks` allows. `"skip_row"`: a call that raises is repeated
+                with halves of its batch, and so on; the rows that it fails with alone are dropped, and listed in the
+                statistics. `"null"`: they stay, with null in each column of `schema` that the input does not have with
+                the same name and type. These rows do not count for `max_errored_blocks`. Not for generator functions.
             fn_args: Further positional arguments for `fn`.
             fn_kwargs: Keyword arguments for `fn`.
             fn_constructor_args: Positional arguments for the class.
@@ -122,6 +130,7 @@ class Dataset(IterationVerbs):
                 scheduling_strategy=scheduling_strategy,
                 runtime_env=runtime_env,
                 schema=schema,
+                on_error=on_error,
                 fn_args=fn_args,
                 fn_kwargs=fn_kwargs,
                 fn_constructor_args=fn_constructor_args,
@@ -293,12 +302,16 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(main())
             (4, 4)
         """
-        unbounded = {"preserve_order": True, "max_object_store_bytes": _UNBOUNDED_BYTES}
-        async with self.with_options(**unbounded).aiter_bundles() as iterator:
-            bundles = [bundle async for bundle in iterator]
+        unbounded = self._options.override(preserve_order=True, max_object_store_bytes=_UNBOUNDED_BYTES)
+        made = LatestRun()
+        try:
+            async with Dataset(self._plan, unbounded, made).aiter_bundles() as iterator:
+                bundles = [bundle async for bundle in iterator]
+        finally:
+            self._latest.note(made.stats)
         schema = bundles[0].schema if bundles else await find_schema(self._plan, self._options)
         source = StoredSource("materialized", tuple(bundles), schema)
-        return Dataset(Plan(Read(source)), self._options.override(runtime=iterator.stats().runtime))
+        return Dataset(Plan(Read(source)), self._options.override(runtime=made.stats.runtime), made)
 
     async def schema(self) -> pa.Schema:
         """Return the schema that all batches have, in Arrow's types.
@@ -312,7 +325,7 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.range(3).schema()).names
             ['id']
         """
-        return without_marks(await find_schema(self._plan, self._options))
+        return without_marks(await find_schema(self._plan, self._options, self._latest))
 
     async def count(self) -> int:
         """Return the number of rows that an iteration gives, from metadata where that suffices, else by a run.
@@ -325,7 +338,7 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(aiodata.range(3).count())
             3
         """
-        return await count_rows(self._plan, self._options)
+        return await count_rows(self._plan, self._options, self._latest)
 
     async def take(self, n: int = 20) -> list[dict[str, Any]]:
         """Return up to `n` rows as dicts of Python values, the first ones in source order.
@@ -353,13 +366,28 @@ class Dataset(IterationVerbs):
         """
         n = at_least("n", n, 0)
         fmt = get_format(batch_format, writable=True)
-        ordered = self.limit(n).with_options(preserve_order=True)
+        ordered = self._first(n)
         async with ordered.aiter_batches(batch_size=max(1, n), batch_format=batch_format) as batches:
             async for batch in batches:
                 return batch
         schema = await find_schema(self._plan, self._options)
         with blame("take_batch", Origin("no rows", None)):
             return fmt.convert(pa.RecordBatch.from_pylist([], schema=schema))
+
+    def stats(self) -> RunStats:
+        """Return what the latest run of this object has done that has ended: an iteration, or a verb like `count`.
+
+        What was skipped is in `errors`. Of a dataset that `materialize` has returned, it is the run that made its
+        blocks, until it is iterated itself. All is empty before the first run, and after a question that needed none.
+
+        Example:
+            >>> import asyncio, aiodata
+            >>> ds = aiodata.range(3).map_batches(lambda batch: {"x": 1 / batch["no such column"]})
+            >>> ds = ds.with_options(max_errored_blocks=-1, runtime="local")
+            >>> asyncio.run(ds.count()), ds.stats().errored_blocks > 0
+            (0, True)
+        """
+        return self._latest.stats
 
     def explain(self) -> str:
         """Show how the dataset is carried out: its stages, and what was pushed down and fused.
@@ -376,19 +404,22 @@ class Dataset(IterationVerbs):
         """Show the stages."""
         return f"<Dataset {' | '.join(line.split('    ')[0].rstrip() for line in self.explain().splitlines())}>"
 
+    def _first(self, n: int) -> Dataset:
+        """Return the first rows, whose runs count as those of this dataset."""
+        options = self._options.override(preserve_order=True)
+        return Dataset(self._plan.then(Limit(n)), options, self._latest)
+
     async def _head(self, n: int) -> pa.Table:
-        n = at_least("n", n, 0)
-        ordered = self.limit(n).with_options(preserve_order=True)
-        async with ordered.aiter_batches(batch_size=None, batch_format="pyarrow") as batches:
+        async with self._first(at_least("n", n, 0)).aiter_batches(batch_size=None, batch_format="pyarrow") as batches:
             blocks = [block async for block in batches]
         if not blocks:
-            return (await self.schema()).empty_table()
+            return without_marks(await find_schema(self._plan, self._options)).empty_table()
         with blame("take", Origin("the first blocks", None)):
             return concat_blocks(blocks)
 
     def _supply(self, *, in_order: bool) -> tuple[Callable[[Pass], Feed], ExecutionOptions]:
         options = self._options.override(preserve_order=True) if in_order else self._options
-        return partial(LocalFeed, self._plan, options), options
+        return partial(LocalFeed, self._plan, options, latest=self._latest), options
 
     def _then(self, step: Apply | Limit) -> Dataset:
         return Dataset(self._plan.then(step), self._options)

@@ -46,12 +46,17 @@ class TaskError(AiodataError):
         self.source = source
         self.rows = rows
         self.reason = reason
-        where = source if rows is None else f"{source}, rows {rows[0]}-{max(rows[0], rows[1] - 1)}"
+        where = source if rows is None else f"{source}, {_shown(*rows)}"
         super().__init__(f"{operator} failed on {where}: {reason}")
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Rebuild from the arguments, so that the error can travel between processes."""
         return (type(self), (self.operator, self.source, self.rows, self.reason), self.__dict__)
+
+
+def _shown(first: int, stop: int) -> str:
+    """Return a half-open range of rows as text."""
+    return f"row {first}" if stop <= first + 1 else f"rows {first}-{stop - 1}"
 
 
 class SourceError(AiodataError):

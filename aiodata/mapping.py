@@ -12,8 +12,9 @@ import pyarrow as pa
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
 from aiodata.options import a_strategy, amount, amounts, an_environment, at_least
+from aiodata.plan.bisection import OnError
 from aiodata.plan.nodes import Apply, Resources
-from aiodata.plan.transforms import MapBatches
+from aiodata.plan.transforms import NO_ROWS_OF_GENERATORS, MapBatches
 from aiodata.schemas import check_names
 
 Concurrency = int | tuple[int, int] | None
@@ -32,6 +33,7 @@ def map_step(
     scheduling_strategy: Any,
     runtime_env: Mapping[str, Any] | None,
     schema: pa.Schema | None,
+    on_error: str,
     fn_args: Sequence[Any],
     fn_kwargs: Mapping[str, Any] | None,
     fn_constructor_args: Sequence[Any],
@@ -55,7 +57,9 @@ def map_step(
         tuple(fn_constructor_args),
         dict(fn_constructor_kwargs or {}),
         schema=check_schema(schema),
+        on_error=_on_error(on_error),
     )
+    _check_on_error(transform)
     if (fn_constructor_args or fn_constructor_kwargs) and not transform.needs_actor:
         raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
     takes = Resources(
@@ -91,6 +95,32 @@ def check_schema(schema: object) -> pa.Schema | None:
     except ValueError as error:
         raise OptionError(f"schema has {error}") from error
     return schema.remove_metadata()
+
+
+def _on_error(value: object) -> OnError:
+    try:
+        return OnError(value)
+    except ValueError:
+        choices = ", ".join(repr(one.value) for one in OnError)
+        raise OptionError(f"on_error={value!r} must be one of {choices}") from None
+
+
+def _check_on_error(transform: MapBatches) -> None:
+    """Check that rows can be given up in the way that is asked for."""
+    if transform.on_error is OnError.RAISE:
+        return
+    if transform.yields_many:
+        raise OptionError(f"on_error={transform.on_error.value!r}: {transform.name} {NO_ROWS_OF_GENERATORS}")
+    if transform.on_error is not OnError.NULL:
+        return
+    if transform.schema is None:
+        raise OptionError(
+            "on_error='null' needs to know which columns are null: give schema=, the schema of what fn returns"
+        )
+    if strict := [field.name for field in transform.schema if not field.nullable]:
+        raise OptionError(
+            f"on_error='null' makes nulls, which the columns {strict} of schema= may not be; drop nullable=False"
+        )
 
 
 def _workers(concurrency: Concurrency) -> tuple[int, int] | None:

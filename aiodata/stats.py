@@ -80,13 +80,22 @@ class RunStats:
         runtime: The runtime that its tasks run on.
         operators: One entry per operator, in the order of the data.
         budget: What its blocks take of the byte budget.
-        errors: What failed and was skipped, one line each.
+        errors: What failed and was skipped, one line each; of single rows the first 100.
+        errored_blocks: Failures that were skipped, which `max_errored_blocks` limits.
+        errored_rows: Rows that a function failed with and that were given up (`on_error`).
     """
 
     runtime: str = ""
     operators: tuple[OperatorStats, ...] = ()
     budget: BudgetStats | None = None
     errors: tuple[str, ...] = ()
+    errored_blocks: int = 0
+    errored_rows: int = 0
+
+    def __str__(self) -> str:
+        """Print as a table."""
+        lines = [f"run on {self.runtime or '-'}", *([f"  {self.budget}"] if self.budget else [])]
+        return "\n".join(lines + _operator_lines(self.operators) + _skip_lines(self))
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,7 +160,7 @@ class CoordinatorStats:
             f"{split.unacked_rows:>9,} {split.prefetched_bytes / 2**20:>9.1f} {split.wait_s:>9.3f}"
             for split in self.splits
         ]
-        return "\n".join(lines + [f"  skipped: {error}" for error in self.run.errors])
+        return "\n".join(lines + _skip_lines(self.run))
 
 
 @dataclass(frozen=True, slots=True)
@@ -176,8 +185,10 @@ class IterationStats:
         user_s: Seconds in the consumer's own code.
         loop_lag: How late the event loop served a timer; None unless `measure_loop_lag` is on.
         budget: What its blocks took of the byte budget; None before the first batch was asked for.
-        errors: What failed and was skipped, one line each.
+        errors: What failed and was skipped, one line each; of single rows the first 100.
         operators: One entry per operator, in the order of the data.
+        errored_blocks: Failures that were skipped, which `max_errored_blocks` limits.
+        errored_rows: Rows that a function failed with and that were given up (`on_error`).
     """
 
     runtime: str
@@ -198,6 +209,8 @@ class IterationStats:
     budget: BudgetStats | None
     errors: tuple[str, ...]
     operators: tuple[OperatorStats, ...]
+    errored_blocks: int = 0
+    errored_rows: int = 0
 
     def __str__(self) -> str:
         """Print as a table."""
@@ -209,9 +222,38 @@ class IterationStats:
             f"  held {self.peak_prefetched_bytes / 2**20:.1f} MiB at most"
             + (f", {self.loop_lag}" if self.loop_lag else ""),
             *([f"  {self.budget}"] if self.budget else []),
-            f"  {'operator':<48} {'tasks':>6} {'blocks':>7} {'rows':>13} {'MiB':>9} {'worker s':>9}",
         ]
-        for op in self.operators:
-            counts = f"{op.tasks:>6,} {op.blocks:>7,} {op.rows:>13,} {op.bytes / 2**20:>9.1f} {op.task_s:>9.3f}"
-            lines.append(f"  {op.name[:48]:<48} {counts}")
-        return "\n".join(lines + [f"  skipped: {error}" for error in self.errors])
+        return "\n".join(lines + _operator_lines(self.operators) + _skip_lines(self))
+
+
+def _operator_lines(operators: tuple[OperatorStats, ...]) -> list[str]:
+    lines = [f"  {'operator':<48} {'tasks':>6} {'blocks':>7} {'rows':>13} {'MiB':>9} {'worker s':>9}"]
+    for op in operators:
+        counts = f"{op.tasks:>6,} {op.blocks:>7,} {op.rows:>13,} {op.bytes / 2**20:>9.1f} {op.task_s:>9.3f}"
+        lines.append(f"  {op.name[:48]:<48} {counts}")
+    return lines
+
+
+def _skip_lines(stats: RunStats | IterationStats) -> list[str]:
+    lines = [f"  skipped: {error}" for error in stats.errors]
+    if unlisted := max(0, stats.errored_blocks + stats.errored_rows - len(stats.errors)):
+        lines.append(f"  skipped: {unlisted:,} more rows")
+    return lines
+
+
+class LatestRun:
+    """What the latest of some runs has done that has ended.
+
+    Attributes:
+        stats: The run's statistics.
+    """
+
+    __slots__ = ("stats",)
+
+    def __init__(self, stats: RunStats = RunStats()) -> None:
+        """Know of no run, or of one."""
+        self.stats = stats
+
+    def note(self, stats: RunStats) -> None:
+        """Note what a run has done that has just ended."""
+        self.stats = stats

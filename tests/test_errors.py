@@ -56,7 +56,7 @@ def test_pickled_error_is_the_same_error(error: AiodataError) -> None:
 
 @pytest.mark.parametrize(
     ("rows", "where"),
-    [((10, 20), "data, rows 10-19"), ((7, 8), "data, rows 7-7"), ((7, 7), "data, rows 7-7"), (None, "data")],
+    [((10, 20), "data, rows 10-19"), ((7, 8), "data, row 7"), ((7, 7), "data, row 7"), (None, "data")],
 )
 def test_task_error_names_operator_place_and_reason(rows: tuple[int, int] | None, where: str) -> None:
     error = TaskError("filter(x > 1)", "data", rows, "KeyError: 'x'")

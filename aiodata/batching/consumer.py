@@ -209,6 +209,8 @@ class Consumer:
             budget=run.budget,
             errors=run.errors,
             operators=run.operators,
+            errored_blocks=run.errored_blocks,
+            errored_rows=run.errored_rows,
         )
 
     def describe(self) -> str:

@@ -15,10 +15,9 @@ from aiodata.options import ExecutionOptions
 from aiodata.plan.control import blame
 from aiodata.plan.nodes import Plan
 from aiodata.plan.passes import Pass
-from aiodata.plan.pieces import Origin
 from aiodata.runtime.base import Runtime
 from aiodata.schemas import conform
-from aiodata.stats import RunStats
+from aiodata.stats import LatestRun, RunStats
 
 # Seconds that a conversion of a block's rows is waited for when it is cancelled.
 _CONFORM_GRACE_S = 1.0
@@ -88,7 +87,7 @@ async def fetch_rows(runtime: Runtime, bundle: RefBundle) -> pa.Table:
 
 
 def _conform(rows: pa.Table, bundle: RefBundle) -> pa.Table:
-    with blame("conform", Origin(bundle.metadata.source, (bundle.start, bundle.stop))):
+    with blame("conform", bundle.origin):
         return conform(rows, bundle.schema)
 
 
@@ -99,11 +98,12 @@ class LocalFeed:
         plan: What to run.
         options: How to run it.
         this_pass: Which pass over the dataset it is.
+        latest: Where to note what the run has done, when it has ended.
     """
 
-    def __init__(self, plan: Plan, options: ExecutionOptions, this_pass: Pass) -> None:
+    def __init__(self, plan: Plan, options: ExecutionOptions, this_pass: Pass, latest: LatestRun) -> None:
         """Prepare; nothing runs."""
-        self._run = Run(plan, options, this_pass)
+        self._run = Run(plan, options, this_pass, latest=latest)
 
     def stats(self) -> RunStats:
         """Return what the run has done so far."""

@@ -19,6 +19,7 @@ from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
 from aiodata.coordination.service import MAX_CALLS, Splitting
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import max_held_bytes
+from aiodata.execution.failures import warn_of_first, warn_of_skips
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Runtime
 from aiodata.runtime.hosting import RemoteService
@@ -56,12 +57,13 @@ class SplitFeed:
         # What this pass is known by, also before it has a lease.
         self._consumer = uuid.uuid4().hex
         self._run = RunStats(runtime="ray")
+        self._has_ended = False
         # Held by its consumer, it tells the coordinator that this process is there.
         self._token: Any = None
         self._epoch: _SplitEpoch | None = None
 
     def stats(self) -> RunStats:
-        """Return what the run behind it has done, once the split has come to the end of its epoch."""
+        """Return what the run behind it has done: at the end of the epoch, and before, once something was skipped."""
         return self._run
 
     def leave(self) -> None:
@@ -107,8 +109,15 @@ class SplitFeed:
         if self._epoch is not None:
             self._epoch.let_go()
 
-    def _note_run(self, run: RunStats) -> None:
+    def _note_run(self, run: RunStats, is_end: bool) -> None:
+        """Note what the run has done, and say in this process, too, what was skipped."""
+        if run.errors and not self._run.errors:
+            warn_of_first(run.errors[0])
         self._run = run
+        # Two calls may be told of the end.
+        if is_end and not self._has_ended:
+            self._has_ended = True
+            warn_of_skips(run, is_complete=True)
 
 
 class _SplitEpoch:
@@ -120,14 +129,14 @@ class _SplitEpoch:
         lease: Lease,
         runtime: Runtime,
         max_held_bytes: int,
-        on_end: Callable[[RunStats], None],
+        on_run: Callable[[RunStats, bool], None],
     ) -> None:
         self.max_held_bytes = max_held_bytes
         self.delivered: deque[RefBundle] = deque()
         self._service = service
         self._lease = lease
         self._runtime = runtime
-        self._on_end = on_end
+        self._on_run = on_run
         self._arrived = Wakeup()
         self._taken = Wakeup()
         self._replies: dict[int, tuple[RefBundle, ...]] = {}
@@ -150,7 +159,7 @@ class _SplitEpoch:
         finally:
             # Tracebacks of cancelled calls refer to this until the garbage collection; the coordinator must not wait
             # for that, where this is the last handle.
-            del self._service, self._on_end
+            del self._service, self._on_run
             self.let_go()
 
     def let_go(self) -> None:
@@ -234,8 +243,8 @@ class _SplitEpoch:
             delivery, run = await self._service.call(
                 "next_bundles", self._lease, sequence, self._bundles_ahead, self._acked_rows, self._prefetched_bytes
             )
-        if delivery.is_end:
-            self._on_end(run)
+        if run is not None:
+            self._on_run(run, delivery.is_end)
         self._replies[sequence] = delivery.bundles
         while (bundles := self._replies.pop(self._num_answered, None)) is not None:
             self._num_answered += 1

@@ -93,6 +93,8 @@ class CoordinatorService:
         self._prefers_near = prefers_near
         self._runtime: Runtime | None = None
         self._executor: StreamingExecutor | None = None
+        # Consumers that were told that something was skipped.
+        self._warned: set[Lease] = set()
         self._schema: pa.Schema | None = None
         # Set when the short run that learns the schema has ended, while there is one.
         self._learning: anyio.Event | None = None
@@ -137,11 +139,17 @@ class CoordinatorService:
     async def next_bundles(
         self, lease: Lease, sequence: int, max_bundles: int, acked_rows: int, prefetched_bytes: int
     ) -> tuple[Delivery, RunStats | None]:
-        """Return a split's next bundles; at the end of its epoch, what the run has done. See the coordinator's."""
+        """Return a split's next bundles. See the coordinator's.
+
+        With them comes what the run has done: at the end of the epoch, and once before, if something was skipped.
+        """
         delivery = await self._coordinator.next_bundles(
             lease, sequence, max_bundles=max_bundles, acked_rows=acked_rows, prefetched_bytes=prefetched_bytes
         )
-        return delivery, self._run_stats() if delivery.is_end else None
+        has_news = lease not in self._warned and self._executor is not None and self._executor.has_skipped
+        if has_news:
+            self._warned.add(lease)
+        return delivery, self._run_stats() if delivery.is_end or has_news else None
 
     async def schema(self) -> pa.Schema:
         """Return the schema of the rows: of the epoch that is running, or from the source, or from a short run.
@@ -203,6 +211,7 @@ class CoordinatorService:
 
     async def _execute(self, output: Output) -> None:
         """Run one epoch; its failure is for the consumers to raise."""
+        self._warned.clear()
         try:
             while self._learning is not None:
                 await self._learning.wait()

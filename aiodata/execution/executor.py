@@ -15,7 +15,7 @@ from aiodata.concurrency import ask_in_thread, cleared_frames, close_and_drop, s
 from aiodata.errors import AiodataError, OptionError
 from aiodata.execution.budget import ByteBudget
 from aiodata.execution.context import RunContext
-from aiodata.execution.failures import SkippedErrors
+from aiodata.execution.failures import SkippedErrors, warn_of_skips
 from aiodata.execution.metadata import MetadataPrefetcher
 from aiodata.execution.operators import InputOperator, Inputs, LimitOperator, Operator, Output, UnionOperator
 from aiodata.execution.task_operator import TaskOperator
@@ -55,6 +55,8 @@ class _Node:
     # What it sends to: the operator after it, or, of the last one, whoever takes the run's bundles.
     taken_by: Inputs | None = None
     output: Output | None = None
+    # Whether it has sent all that it has.
+    is_done: bool = False
 
     @property
     def has_arrived(self) -> bool:
@@ -77,19 +79,28 @@ class StreamingExecutor:
         runtime: Where tasks run; open for as long as `run` is.
         options: How to run it.
         this_pass: Which pass over the dataset it is.
+        is_quiet: Whether what is skipped is not logged, as where another run has told of it.
 
     Raises:
         OptionError: The plan's actors need more CPUs than there are.
     """
 
-    def __init__(self, plan: Plan, runtime: Runtime, options: ExecutionOptions, this_pass: Pass = FIRST_PASS) -> None:
+    def __init__(
+        self,
+        plan: Plan,
+        runtime: Runtime,
+        options: ExecutionOptions,
+        this_pass: Pass = FIRST_PASS,
+        *,
+        is_quiet: bool = False,
+    ) -> None:
         """Make the operators; nothing runs yet."""
         self.context = RunContext(
             runtime,
             options,
             ByteBudget(_budget_bytes(options, runtime)),
             MetadataPrefetcher(runtime.fetch_ready, runtime.fetch, is_inline=not options.metadata_prefetch),
-            SkippedErrors(options.max_errored_blocks),
+            SkippedErrors(options.max_errored_blocks, is_quiet=is_quiet),
             this_pass,
         )
         # Until the run begins: a plan may hold blocks, which a traceback that keeps the executor must not keep.
@@ -113,11 +124,23 @@ class StreamingExecutor:
             [node] = node.before
         return node.operator.counters.schema
 
+    @property
+    def has_skipped(self) -> bool:
+        """Whether something failed and was skipped."""
+        return bool(self.context.skipped.lines)
+
     def stats(self) -> RunStats:
         """Return a snapshot."""
         operators = tuple(counters.snapshot() for counters in self.counters)
-        context = self.context
-        return RunStats(context.runtime.name, operators, context.budget.stats(), tuple(context.skipped.lines))
+        context, skipped = self.context, self.context.skipped
+        return RunStats(
+            context.runtime.name,
+            operators,
+            context.budget.stats(),
+            tuple(skipped.lines),
+            skipped.num_errors,
+            skipped.num_rows,
+        )
 
     async def run(self, output: Output) -> None:
         """Run all operators; returns at the end of the data, or when `output` has no receiver any more.
@@ -130,6 +153,13 @@ class StreamingExecutor:
             SourceError: A file is missing, corrupt or unreadable, or no file matches.
             OptionError: The plan cannot work, for example since it asks for a column that is not there.
         """
+        try:
+            await self._run(output)
+        finally:
+            if not self.context.skipped.is_quiet:
+                warn_of_skips(self.stats(), is_complete=self._last.is_done)
+
+    async def _run(self, output: Output) -> None:
         await ask_in_thread(self._find_schemas)
         self._last.output = output
         with ExitStack() as streams:
@@ -250,6 +280,7 @@ async def _run_operator(node: _Node, output: Output) -> None:
         try:
             with cleared_frames():
                 await node.operator.run(node.inputs, output)
+                node.is_done = True
         except* anyio.BrokenResourceError:  # Whoever takes the outputs has enough.
             pass
         finally:

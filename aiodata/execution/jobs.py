@@ -158,7 +158,8 @@ class JobQueue:
         self._bundle_rows -= num_rows
         if self._bundles or not self.is_complete:
             self._put_back(num_rows % self._batch_rows, bundles)
-        fields = [(one.start, one.stop, one.metadata.num_bytes, one.metadata.source) for one in bundles]
+        blocks = ((one, one.metadata) for one in bundles)
+        fields = [(one.start, one.stop, block.num_bytes, block.source, block.spans) for one, block in blocks]
         return Job(self._next_number(), BlockPieces.of(fields), tuple(one.ref for one in bundles))
 
     def _put_back(self, num_rows: int, bundles: list[RefBundle]) -> None:

@@ -18,7 +18,7 @@ from aiodata.plan.nodes import Plan
 from aiodata.plan.passes import FIRST_PASS, Pass
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import OpenRuntime, Runtime
-from aiodata.stats import RunStats
+from aiodata.stats import LatestRun, RunStats
 
 # Bundles that may wait for whoever takes them, at most.
 _MAX_WAITING = 16
@@ -40,6 +40,8 @@ class Run:
         options: How to execute it.
         this_pass: Which pass over the dataset it is.
         open_runtime: Opens the runtime; None: the one that the options ask for.
+        latest: Where to note what the run has done, when it has ended; None: nowhere.
+        is_quiet: Whether what is skipped is not logged, as where another run has told of it.
 
     Example:
         ```python
@@ -56,6 +58,8 @@ class Run:
         this_pass: Pass = FIRST_PASS,
         *,
         open_runtime: OpenRuntime | None = None,
+        latest: LatestRun | None = None,
+        is_quiet: bool = False,
     ) -> None:
         """Prepare; nothing runs."""
         self._this_pass = this_pass
@@ -63,6 +67,8 @@ class Run:
         self._plan: Plan | None = plan
         self._options = options
         self._open_runtime = open_runtime
+        self._latest = LatestRun() if latest is None else latest
+        self._is_quiet = is_quiet
         self._stack = AsyncExitStack()
         self._runtime: Runtime | None = None
         self._executor: StreamingExecutor | None = None
@@ -102,13 +108,16 @@ class Run:
         async with AsyncExitStack() as stack:
             open_runtime = self._open_runtime or choose_runtime(self._options)
             self._runtime = await stack.enter_async_context(open_runtime())
-            self._executor = StreamingExecutor(plan, self._runtime, self._options, self._this_pass)
+            self._executor = executor = StreamingExecutor(
+                plan, self._runtime, self._options, self._this_pass, is_quiet=self._is_quiet
+            )
+            stack.callback(lambda: self._latest.note(executor.stats()))
             send, self._bundles = anyio.create_memory_object_stream[RefBundle](self._max_waiting())
             stack.enter_context(send)
             group = await stack.enter_async_context(anyio.create_task_group())
             stack.callback(group.cancel_scope.cancel)
             stack.callback(close_and_drop, self._bundles)
-            start(group, self._executor.run, send)
+            start(group, executor.run, send)
             self._stack = stack.pop_all()
         return self
 

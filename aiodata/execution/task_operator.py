@@ -27,6 +27,7 @@ from aiodata.execution.operators import Inputs, Output
 from aiodata.execution.ordering import OutputOrder
 from aiodata.execution.pacing import Pacing
 from aiodata.execution.workers import Workers
+from aiodata.plan.control import FailedRows
 from aiodata.plan.optimize import MapStage, ReadStage
 from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source, raise_it
@@ -325,6 +326,14 @@ class TaskOperator:
         self.counters.add(metadata, task.job.number)
         if metadata.block.num_rows:
             self._order.add(task.job.number, RefBundle.whole(ref, metadata.block), self._released())
+        self._skip(metadata.errors, metadata.failed_rows)
+
+    def _skip(self, errors: Sequence[AiodataError], failed_rows: FailedRows | None) -> None:
+        """Note what a task went on after, if that may be."""
+        if failed_rows is not None:
+            self._run.skipped.add_rows(failed_rows)
+        for error in errors:
+            self._run.skipped.add(error)
 
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
         """Skip a block that was dropped, if that may be; one of a void task's is made again."""
@@ -358,8 +367,7 @@ class TaskOperator:
 
     def _conclude(self, task: DataOpTask, end: TaskEnd) -> None:
         """Skip what failed, if that may be; then go on with what the task has left, or with the next job's outputs."""
-        for error in (*end.errors, *([end.error] if end.error is not None else ())):
-            self._run.skipped.add(error)
+        self._skip((*end.errors, *([end.error] if end.error is not None else ())), end.failed_rows)
         self._pacing.observe_job(len(task.job.refs) if end.rest is None else end.rest.piece)
         if end.rest is not None:
             self._jobs.add_rest(task.job.rest(end.rest))

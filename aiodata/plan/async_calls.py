@@ -13,16 +13,21 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing
 from typing import Any
 
 from aiodata.block import as_block
 from aiodata.errors import AiodataError
+from aiodata.plan.bisection import Outcome, is_about_rows
 from aiodata.plan.call_loop import CallLoop
 from aiodata.plan.control import Control, blame
 from aiodata.plan.input_batches import InputBatch
-from aiodata.plan.pieces import Rows
+from aiodata.plan.pieces import Origin
+
+# What a call returned, or, of a single row, the error; where it came from; and, if calls may be repeated, what it was
+# called with.
+_Output = tuple[Outcome, Origin, InputBatch | None]
 
 # What an async generator may have yielded and nobody taken; it waits there.
 _MAX_WAITING_OUTPUTS = 2
@@ -31,14 +36,19 @@ _MAX_WAITING_OUTPUTS = 2
 class _Call:
     """A call whose results have not all been taken."""
 
-    __slots__ = ("error", "is_done", "outputs", "room", "task")
+    __slots__ = ("error", "is_done", "num_repeats", "outputs", "room", "task")
 
     def __init__(self) -> None:
-        self.outputs: deque[Rows] = deque()
+        self.outputs: deque[_Output] = deque()
+        self.num_repeats = 0
         self.room = asyncio.Event()
         self.error: AiodataError | None = None
         self.is_done = False
         self.task: asyncio.Task[None] | None = None
+
+
+# Makes a call and adds its outputs to it.
+_Run = Callable[[_Call, InputBatch], Coroutine[Any, Any, None]]
 
 
 class AsyncCalls:
@@ -48,6 +58,7 @@ class AsyncCalls:
         name: The operator, for errors.
         function: The function; it is given a batch.
         yields_many: Whether it is an async generator function.
+        bisects: Whether a call that fails is repeated with halves of its batch.
         max_calls: Calls in flight at a time; an async generator is in flight until it is exhausted.
         loop: Where they run.
         control: What stops them.
@@ -59,6 +70,7 @@ class AsyncCalls:
         function: Callable[[Any], Any],
         *,
         yields_many: bool,
+        bisects: bool = False,
         max_calls: int,
         loop: CallLoop,
         control: Control,
@@ -66,7 +78,7 @@ class AsyncCalls:
         """Call nothing yet."""
         self._name = name
         self._function = function
-        self._run = self._iterate if yields_many else self._await
+        self._run = self._bisect if bisects else self._iterate if yields_many else self._await
         self._max_calls = max_calls
         self._loop = loop
         self._control = control
@@ -77,7 +89,7 @@ class AsyncCalls:
         # In the order in which they failed.
         self._failed: list[_Call] = []
 
-    def outputs(self, batches: Iterable[InputBatch]) -> Generator[Rows, None, None]:
+    def outputs(self, batches: Iterable[InputBatch]) -> Generator[_Output, None, None]:
         """Yield what the calls return or yield, in the order of the batches; on the way out, cancel those in flight."""
         try:
             for batch in batches:
@@ -90,6 +102,18 @@ class AsyncCalls:
             self._waiting.clear()
             self._loop.cancel([call.task for call in self._running if call.task is not None])
 
+    def repeat(self, batch: InputBatch) -> Outcome:
+        """Return what comes of a call with a part of a batch whose outputs were taken, waiting for it."""
+        self._control.call()
+        call = _Call()
+        self._running.add(call)
+        call.task = self._loop.start(self._follow(call, batch, self._once))
+        self._loop.run_until(lambda: call.is_done, self._control.checkpoint)
+        if call.error is not None:
+            self._failed.remove(call)
+            return call.error
+        return call.outputs[0][0]
+
     def _accept(self, batch: InputBatch) -> None:
         """Take on a batch; its call counts from now on, as when it starts depends on time."""
         self._control.call()
@@ -101,7 +125,7 @@ class AsyncCalls:
         self._loop.turn()
         self._end_if_failed()
 
-    def _take_oldest(self) -> Iterator[Rows]:
+    def _take_oldest(self) -> Iterator[_Output]:
         call = self._window[0]
         while True:
             self._start_waiting()
@@ -109,10 +133,12 @@ class AsyncCalls:
             self._end_if_failed()
             if not call.outputs:
                 break
-            rows = call.outputs.popleft()
+            output = call.outputs.popleft()
             call.room.set()
-            yield rows
+            yield output
         self._window.popleft()
+        # Not when they are made, which depends on time.
+        self._control.calls += call.num_repeats
         if call.error is not None:
             self._failed.remove(call)
             self._control.skip(call.error)
@@ -136,14 +162,14 @@ class AsyncCalls:
                 return
             call, batch = self._waiting.popleft()
             self._running.add(call)
-            call.task = self._loop.start(self._follow(call, batch))
+            call.task = self._loop.start(self._follow(call, batch, self._run))
             del batch
 
-    async def _follow(self, call: _Call, batch: InputBatch) -> None:
+    async def _follow(self, call: _Call, batch: InputBatch, run: _Run) -> None:
         """Run a call, note how it ended, and start the next."""
         try:
             with blame(self._name, batch.origin):
-                await self._run(call, batch)
+                await run(call, batch)
         except AiodataError as error:
             call.error = error
             self._failed.append(call)
@@ -156,15 +182,39 @@ class AsyncCalls:
 
     async def _await(self, call: _Call, batch: InputBatch) -> None:
         table = as_block(await self._function(batch.rows), given=batch.given)
-        is_row_by_row = table.num_rows == batch.num_rows
-        call.outputs.append((table, batch.origin if is_row_by_row else batch.origin.without_rows()))
+        call.outputs.append((table, batch.origin_of(table), None))
+
+    async def _bisect(self, call: _Call, batch: InputBatch) -> None:
+        """Do the same, and where it fails repeat it with halves, in turn: other calls go on meanwhile."""
+        waiting = [batch]
+        while waiting:
+            part = waiting.pop()
+            outcome = await self._attempt(part)
+            if isinstance(outcome, AiodataError) and is_about_rows(outcome) and part.num_rows > 1:
+                waiting += reversed(part.halves())
+                call.num_repeats += 2
+            else:
+                call.outputs.append((outcome, part.origin, part))
+                self._loop.notify()
+
+    async def _once(self, call: _Call, batch: InputBatch) -> None:
+        call.outputs.append((await self._attempt(batch), batch.origin, None))
+
+    async def _attempt(self, part: InputBatch) -> Outcome:
+        try:
+            with blame(self._name, part.origin):
+                return as_block(await self._function(part.rows), given=part.given)
+        except AiodataError as error:
+            if isinstance(error.__cause__, asyncio.CancelledError):
+                raise
+            return error
 
     async def _iterate(self, call: _Call, batch: InputBatch) -> None:
         generator: AsyncGenerator[Any, None] = self._function(batch.rows)
         async with aclosing(generator):
             async for output in generator:
                 table = as_block(output, given=batch.given)
-                call.outputs.append((table, batch.origin.without_rows()))
+                call.outputs.append((table, batch.origin.without_rows(), None))
                 self._loop.notify()
                 while len(call.outputs) >= _MAX_WAITING_OUTPUTS:
                     call.room.clear()

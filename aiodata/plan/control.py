@@ -5,10 +5,27 @@ from __future__ import annotations
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 
 from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.call_loop import CallLoop
 from aiodata.plan.pieces import Origin
+
+# Rows that a task lists of those that functions failed with, at most; it counts all.
+MAX_LISTED_ROWS = 100
+
+
+@dataclass(frozen=True, slots=True)
+class FailedRows:
+    """Rows that a function failed with, each alone, and that were given up.
+
+    Attributes:
+        num_rows: How many.
+        lines: What failed with the first of them, one line each.
+    """
+
+    num_rows: int
+    lines: tuple[str, ...]
 
 
 class Stopped(BaseException):
@@ -29,6 +46,10 @@ class Control:
         self.calls = 0
         self.max_errors = 0
         self.errors: list[AiodataError] = []
+        self._num_told = 0
+        self._num_failed_rows = 0
+        self._num_listed_rows = 0
+        self._row_lines: list[str] = []
         self._is_stopped = False
         self._own_loop: CallLoop | None = None
         # A loop is in here once for each transform that uses it.
@@ -54,6 +75,20 @@ class Control:
             raise error
         _forget_frames(error)
         self.errors.append(error)
+
+    def give_up_row(self, error: AiodataError) -> None:
+        """Note that a function failed with a row alone, to go on without what it would have made of it."""
+        self._num_failed_rows += 1
+        if self._num_listed_rows < MAX_LISTED_ROWS:
+            self._num_listed_rows += 1
+            self._row_lines.append(str(error))
+
+    def news(self) -> tuple[tuple[AiodataError, ...], FailedRows | None]:
+        """Return the errors, and the rows, that the task went on after since this was called last."""
+        errors = tuple(self.errors[self._num_told :])
+        failed_rows = FailedRows(self._num_failed_rows, tuple(self._row_lines)) if self._num_failed_rows else None
+        self._num_told, self._num_failed_rows, self._row_lines = len(self.errors), 0, []
+        return errors, failed_rows
 
     def stop(self) -> None:
         """Have the task stop before its next call, and stop waiting for async ones; from any thread."""

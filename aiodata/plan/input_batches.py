@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -14,6 +14,7 @@ from aiodata.batcher import Batcher
 from aiodata.block import Given, concat_blocks
 from aiodata.errors import AiodataError
 from aiodata.formats import get_format
+from aiodata.origin import join_spans, origin_of
 from aiodata.plan.control import Control, blame
 from aiodata.plan.pieces import Origin, Rows
 from aiodata.schemas import conform, refine_schema
@@ -28,12 +29,29 @@ class InputBatch:
         num_rows: Its rows.
         origin: Where they came from.
         given: What the batch was made of, to compare with what the function returns.
+        convert: Makes a batch of some rows.
     """
 
     rows: Any
     num_rows: int
     origin: Origin
     given: Given
+    convert: Callable[[pa.Table], Any]
+
+    def origin_of(self, output: pa.Table) -> Origin:
+        """Return where what a function returned came from: row by row, where it has as many."""
+        return self.origin if output.num_rows == self.num_rows else self.origin.without_rows()
+
+    def halves(self) -> tuple[InputBatch, InputBatch]:
+        """Return the batch's first half and its second one, which look as the batch did before anybody changed it."""
+        middle = self.num_rows // 2
+        return self._part(0, middle), self._part(middle, self.num_rows - middle)
+
+    def _part(self, start: int, num_rows: int) -> InputBatch:
+        rows = self.given.rows.slice(start, num_rows)
+        batch = self.convert(rows)
+        given = Given(batch, lambda: rows, self.convert)
+        return InputBatch(batch, num_rows, self.origin.slice(start, num_rows), given, self.convert)
 
 
 class InputBatches:
@@ -123,11 +141,12 @@ class InputBatches:
                 return
             num_rows = self._batcher.rows - before
             origin, parts = self._take(num_rows)
-            yield InputBatch(batch, num_rows, origin, Given(batch, partial(_join, parts), self._convert))
+            given = Given(batch, partial(_join, parts), self._convert)
+            yield InputBatch(batch, num_rows, origin, given, self._convert)
 
     def _take(self, num_rows: int) -> tuple[Origin, list[tuple[pa.Table, int, int]]]:
-        """Take the next `num_rows` rows off the queue and return the span of their origins, and the rows."""
-        first: Origin | None = None
+        """Take the next `num_rows` rows off the queue and return their origin, and the rows."""
+        origins: list[tuple[Origin, int]] = []
         parts = []
         while num_rows:
             table, start, origin = self._origins.popleft()
@@ -135,17 +154,17 @@ class InputBatches:
             taken = min(available, num_rows)
             num_rows -= taken
             parts.append((table, start, taken))
-            part = origin.slice(0, taken)
-            first = part if first is None else first.to(part)
+            origins.append((origin.slice(0, taken), taken))
             if taken < available:
                 self._origins.appendleft((table, start + taken, origin.slice(taken, available - taken)))
-        assert first is not None, "a batch has rows, so it has an origin"
-        return first, parts
+        if len(origins) == 1:
+            return origins[0][0], parts
+        return origin_of(join_spans(span for origin, taken in origins for span in origin.spans(taken))), parts
 
     def _convert(self, rows: pa.Table) -> Any:
-        """Return rows as they look to the function; None where they are too many for one array."""
-        segments = rows.combine_chunks().to_batches()
-        return self._format.convert(segments[0]) if len(segments) == 1 else None
+        """Return rows as they look to the function."""
+        segments = [self._format.convert(segment) for segment in rows.combine_chunks().to_batches()]
+        return segments[0] if len(segments) == 1 else self._format.join(segments)
 
 
 def _join(parts: list[tuple[pa.Table, int, int]]) -> pa.Table:

@@ -98,16 +98,18 @@ class OutputSchema:
             return table
         if self.is_learning:
             self._learn_from(table.schema)
-        if self._progress is not None:
-            self._progress.num_rows += table.num_rows
         try:
-            return conform(table, self.schema)
+            conformed = conform(table, self.schema)
         except SchemaError as error:
             reason = (
                 f"{error}; what a function returns first, in the order of the input, sets the types: return the same "
                 "ones each time, or say which they are: map_batches(..., schema=...)"
             )
             raise TaskError(self._name, origin.source, origin.rows, reason) from error
+        # Rows that are dropped do not count: parts of them may come again.
+        if self._progress is not None:
+            self._progress.num_rows += table.num_rows
+        return conformed
 
     def _learn_from(self, schema: pa.Schema) -> None:
         if self.schema is None:

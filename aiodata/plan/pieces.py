@@ -8,38 +8,8 @@ from typing import Protocol, overload
 
 import pyarrow as pa
 
-
-@dataclass(frozen=True, slots=True)
-class Origin:
-    """Where rows came from, for error messages.
-
-    Attributes:
-        source: For example `flights/jan.parquet, row group 3`.
-        rows: The half-open range of rows within `source`, None where a filter made it unknown.
-    """
-
-    source: str
-    rows: tuple[int, int] | None
-
-    def slice(self, start: int, num_rows: int) -> Origin:
-        """Narrow the origin to `num_rows` rows from `start`."""
-        if self.rows is None:
-            return self
-        first = self.rows[0] + start
-        return Origin(self.source, (first, first + num_rows))
-
-    def without_rows(self) -> Origin:
-        """Return the source alone: its rows can not be told from those of the output any more."""
-        return Origin(self.source, None)
-
-    def to(self, last: Origin) -> Origin:
-        """Return the origin that stretches from this one to `last`."""
-        if self.source != last.source:
-            return Origin(f"{self.source} to {last.source}", None)
-        if self.rows is None or last.rows is None:
-            return Origin(self.source, None)
-        return Origin(self.source, (self.rows[0], last.rows[1]))
-
+from aiodata.origin import Origin as Origin
+from aiodata.origin import Spans, origin_of, slice_spans
 
 # Rows on their way through a task, with where they came from.
 Rows = tuple[pa.Table, Origin]
@@ -120,13 +90,23 @@ class TablePiece:
 
 @dataclass(frozen=True, slots=True)
 class BlockPiece:
-    """A range of rows of one of the blocks that a task is given by reference."""
+    """A range of rows of one of the blocks that a task is given by reference.
+
+    Attributes:
+        index: Which block.
+        start: The first row.
+        stop: The row to stop before.
+        num_bytes: Bytes of the whole block.
+        source: Where its rows came from.
+        spans: Where each row of the block came from; empty: all that is known is `source`.
+    """
 
     index: int
     start: int
     stop: int
     num_bytes: int
     source: str
+    spans: Spans = ()
 
     @property
     def weight(self) -> int:
@@ -141,7 +121,9 @@ class BlockPiece:
     def bind(self, blocks: Sequence[pa.Table]) -> Piece:
         """Return the rows of the block."""
         rows = blocks[self.index].slice(self.start, self.stop - self.start)
-        return TablePiece(rows, Origin(self.source or "block", (self.start, self.stop)))
+        if not self.spans:
+            return TablePiece(rows, Origin(self.source or "block", (self.start, self.stop)))
+        return TablePiece(rows, origin_of(slice_spans(self.spans, self.start, self.stop - self.start)))
 
     def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
         """Never called: a block is read once it is bound."""
@@ -192,7 +174,7 @@ class PartPiece:
 
 
 # Numbers and names that a block piece is made of, in `BlockPieces`.
-_NUM_FIELDS = 4
+_NUM_FIELDS = 5
 
 
 class BlockPieces(Sequence[BlockPiece]):
@@ -202,19 +184,19 @@ class BlockPieces(Sequence[BlockPiece]):
     that the garbage collections have to go through.
 
     Example:
-        >>> BlockPieces.of([(0, 10, 80, "a"), (3, 5, 80, "b")])[1:][0]
-        BlockPiece(index=0, start=3, stop=5, num_bytes=80, source='b')
+        >>> BlockPieces.of([(0, 10, 80, "a", ()), (3, 5, 80, "b", ())])[1:][0]
+        BlockPiece(index=0, start=3, stop=5, num_bytes=80, source='b', spans=())
     """
 
     __slots__ = ("_fields",)
 
-    def __init__(self, fields: tuple[int | str, ...]) -> None:
+    def __init__(self, fields: tuple[int | str | Spans, ...]) -> None:
         """Take the fields of all pieces but their index, one piece after the other."""
         self._fields = fields
 
     @classmethod
-    def of(cls, pieces: Iterable[tuple[int, int, int, str]]) -> BlockPieces:
-        """Make pieces, each of its first and last row, the bytes of its block, and the block's source."""
+    def of(cls, pieces: Iterable[tuple[int, int, int, str, Spans]]) -> BlockPieces:
+        """Make pieces, each of its first and last row, the bytes of its block, and the block's source and spans."""
         return cls(tuple(field for piece in pieces for field in piece))
 
     def __len__(self) -> int:

@@ -16,8 +16,10 @@ from typing import Any
 import pyarrow as pa
 
 from aiodata.block import as_block
-from aiodata.errors import AiodataError, TaskError
+from aiodata.errors import AiodataError, OptionError, TaskError
+from aiodata.origin import split_by_source
 from aiodata.plan.async_calls import AsyncCalls
+from aiodata.plan.bisection import Bisection, OnError, Outcome
 from aiodata.plan.call_loop import CallLoop
 from aiodata.plan.control import Control as Control
 from aiodata.plan.control import Stopped as Stopped
@@ -32,6 +34,11 @@ from aiodata.plan.selecting import check_columns
 from aiodata.plan.source import Source
 
 _END = object()
+
+NO_ROWS_OF_GENERATORS = (
+    "is a generator function, and what it has yielded of a batch cannot be taken back when it fails: it needs "
+    "on_error='raise'"
+)
 
 
 class Transform(ABC):
@@ -129,6 +136,7 @@ class MapBatches(Transform):
         concurrency: Calls of an async function in flight, per task.
         schema: What its outputs are made to conform to; None: the schema of the first that has rows.
         fuses: Whether it may be done by the same task as what comes before and after it.
+        on_error: What becomes of rows that it fails with.
         kept_loop: The loop that an actor keeps for async calls: clients of a class's making are bound to it.
     """
 
@@ -142,6 +150,7 @@ class MapBatches(Transform):
     concurrency: int = 16
     schema: pa.Schema | None = None
     fuses: bool = True
+    on_error: OnError = OnError.RAISE
     kept_loop: CallLoop | None = field(default=None, repr=False, compare=False)
 
     @property
@@ -197,26 +206,56 @@ class MapBatches(Transform):
         """Cut the rows into batches, call the function with each, and yield what it returns or yields."""
         assert not self.needs_actor, "a class is replaced by an instance first, by build()"
         batches = InputBatches(self.name, self.batch_format, self.batch_size, control).cut(rows)
-        if not self.is_async:
+        if self.is_async:
+            yield from self._apply_async(batches, control, outputs)
+        elif self.on_error is OnError.RAISE:
             for batch in batches:
                 yield from self._call(batch, control, outputs)
-            return
+        else:
+            by_halves = self._bisection(lambda part: self._call_once(part, control), control, outputs)
+            for batch in batches:
+                yield from by_halves.rows(batch)
+
+    def _apply_async(
+        self, batches: Iterator[InputBatch], control: Control, outputs: OutputSchema
+    ) -> Generator[Rows, None, None]:
         with control.call_loop(self.kept_loop) as loop:
             calls = AsyncCalls(
                 self.name,
                 lambda batch: self.fn(batch, *self.args, **self.kwargs),
                 yields_many=self._is_async_generator,
+                bisects=self.on_error is not OnError.RAISE,
                 max_calls=self.concurrency,
                 loop=loop,
                 control=control,
             )
-            for table, origin in calls.outputs(batches):
+            by_halves = self._bisection(calls.repeat, control, outputs)
+            for outcome, origin, batch in calls.outputs(batches):
+                if batch is not None:
+                    yield from by_halves.rows(batch, outcome)
+                    continue
+                assert not isinstance(outcome, AiodataError), "those are raised"
                 try:
-                    conformed = outputs.conform(table, origin)
+                    conformed = outputs.conform(outcome, origin)
                 except AiodataError as error:
                     control.skip(error)
                 else:
                     yield conformed, origin
+
+    def _bisection(self, call: Callable[[InputBatch], Outcome], control: Control, outputs: OutputSchema) -> Bisection:
+        return Bisection(call, control, outputs, fills_nulls=self.on_error is OnError.NULL)
+
+    def _call_once(self, batch: InputBatch, control: Control) -> Outcome:
+        """Return what the function returns for a batch, or its error."""
+        control.call()
+        try:
+            with blame(self.name, batch.origin):
+                result = _not_awaitable(self.fn(batch.rows, *self.args, **self.kwargs))
+                if inspect.isgenerator(result):
+                    raise OptionError(f"{self.name} {NO_ROWS_OF_GENERATORS}")
+                return as_block(result, given=batch.given)
+        except AiodataError as error:
+            return error
 
     @property
     def _callee(self) -> Any:
@@ -227,6 +266,11 @@ class MapBatches(Transform):
         if self.needs_actor:
             return fn.__call__
         return fn if inspect.isroutine(fn) or isinstance(fn, type) else type(fn).__call__
+
+    @property
+    def yields_many(self) -> bool:
+        """Whether it is a generator function, plain or async; of what returns one all the same only a call can tell."""
+        return self._is_async_generator or inspect.isgeneratorfunction(self._callee)
 
     @property
     def _is_async_generator(self) -> bool:
@@ -248,8 +292,7 @@ class MapBatches(Transform):
                         break
                     table = as_block(output, given=batch.given)
                 table = outputs.conform(table, origin)
-                is_row_by_row = not yields_many and table.num_rows == batch.num_rows
-                yield table, origin if is_row_by_row else origin.without_rows()
+                yield table, origin.without_rows() if yields_many else batch.origin_of(table)
         except AiodataError as error:
             control.skip(error)
 
@@ -330,15 +373,16 @@ class FilterRows(Transform):
         Raises:
             OptionError: The expression cannot be evaluated on such columns, whatever their values.
         """
-        for table, origin in rows:
-            if not table.num_rows:
+        for whole, where in rows:
+            if not whole.num_rows:
                 continue
-            try:
-                kept = self._filter(table, origin)
-            except AiodataError as error:
-                control.skip(error)
-            else:
-                yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
+            for table, origin in split_by_source(whole, where):
+                try:
+                    kept = self._filter(table, origin)
+                except AiodataError as error:
+                    control.skip(error)
+                else:
+                    yield kept, origin if kept.num_rows == table.num_rows else origin.without_rows()
 
     def _filter(self, table: pa.Table, origin: Origin) -> pa.Table:
         try:
@@ -371,7 +415,7 @@ class LimitRows(Transform):
         for table, origin in rows:
             head = table.slice(0, min(left, table.num_rows))
             left -= head.num_rows
-            yield head, origin
+            yield head, origin.slice(0, head.num_rows)
             if left <= 0:
                 return
 

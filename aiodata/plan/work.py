@@ -19,7 +19,8 @@ import pyarrow as pa
 from aiodata.block import concat_blocks, copy_rows
 from aiodata.bundle import BlockMetadata
 from aiodata.errors import AiodataError
-from aiodata.plan.control import Control, blame
+from aiodata.origin import Span, Spans, bound_spans, describe_spans, join_spans, origin_of, slice_spans
+from aiodata.plan.control import Control, FailedRows, blame
 from aiodata.plan.output_schema import Learned, OutputSchema, Progress, Schemas
 from aiodata.plan.pieces import Chunk, Origin, Piece, Rows
 from aiodata.plan.transforms import Transform
@@ -77,12 +78,16 @@ class OutputMetadata:
         calls: Calls of user functions that went into it.
         task_s: Seconds of work that went into it.
         learned: What the task has found out; None where its `Work` left nothing to find out.
+        errors: What failed since the block before, in the order of the input; just what these are about is missing.
+        failed_rows: Single rows that were given up since the block before; None: there were none.
     """
 
     block: BlockMetadata
     calls: int
     task_s: float
     learned: Learned | None = field(default=None, compare=False)
+    errors: tuple[AiodataError, ...] = ()
+    failed_rows: FailedRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,9 +99,10 @@ class TaskEnd:
             with the next piece where reading one failed, and after the last rows that were read where a function
             failed; rows that were under way to the function or back are lost then.
         error: What ended it, if something failed and no more errors were allowed.
-        errors: What failed before that, in the order of the input; just the rows that these are about are missing.
+        errors: What failed before that and since its last block, as in `OutputMetadata`.
         is_worker_lost: Whether it did not end by itself: its worker is lost.
         learned: As in `OutputMetadata`.
+        failed_rows: As in `OutputMetadata`.
     """
 
     rest: Position | None = None
@@ -104,6 +110,7 @@ class TaskEnd:
     errors: tuple[AiodataError, ...] = ()
     is_worker_lost: bool = False
     learned: Learned | None = field(default=None, compare=False)
+    failed_rows: FailedRows | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,15 +181,17 @@ def run_work(
         started = time.perf_counter()
         calls = 0
         try:
-            for table, source in cutter.cut(rows):
-                block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
-                metadata = OutputMetadata(block, control.calls - calls, time.perf_counter() - started, learned())
+            for table, spans in cutter.cut(rows):
+                block = BlockMetadata(table.num_rows, table.nbytes, table.schema, describe_spans(spans), spans)
+                new_calls, seconds = control.calls - calls, time.perf_counter() - started
                 calls = control.calls
-                yield table, metadata
+                yield table, OutputMetadata(block, new_calls, seconds, learned(), *control.news())
                 started = time.perf_counter()
         except AiodataError as error:
-            return TaskEnd(feed.next, error, tuple(control.errors), learned=learned())
-    return TaskEnd(feed.rest, feed.error, tuple(control.errors), learned=learned())
+            errors, failed_rows = control.news()
+            return TaskEnd(feed.next, error, errors, learned=learned(), failed_rows=failed_rows)
+    errors, failed_rows = control.news()
+    return TaskEnd(feed.rest, feed.error, errors, learned=learned(), failed_rows=failed_rows)
 
 
 def _output_schema(transform: Transform, schema: pa.Schema | None, work: Work, progress: Progress) -> OutputSchema:
@@ -298,36 +307,35 @@ class _Cutter:
         # Of the block that is being gathered: its rows, and when it is cut.
         self._tables: list[pa.Table] = []
         self._num_bytes = 0
-        self._source = ""
+        self._spans: list[Span] = []
         self._size = cuts.first_block_bytes
         self._calls = 0
         self._calls_limit = cuts.first_block_calls
 
-    def cut(self, rows: Iterable[Rows]) -> Iterator[tuple[pa.Table, str]]:
-        """Yield blocks, each with the source of its last rows; after an error, what was gathered before it."""
+    def cut(self, rows: Iterable[Rows]) -> Iterator[tuple[pa.Table, Spans]]:
+        """Yield blocks, each with what is known of its rows; after an error, what was gathered before it."""
         num_blocks = 0
         empty: pa.Table | None = None
         try:
             for table, origin in rows:
-                self._source = origin.source
                 if table.num_rows:
                     self._tables.append(table)
+                    self._spans += origin.spans(table.num_rows)
                     self._num_bytes += table.nbytes
                 elif empty is None or (table.num_columns and not empty.num_columns):
                     empty = table
                 if self._is_complete(table):
                     for block in self._take():
-                        yield block, self._source
+                        yield block
                         num_blocks += 1
         except AiodataError:
-            for block in self._take():
-                yield block, self._source
+            yield from self._take()
             raise
         for block in self._take():
-            yield block, self._source
+            yield block
             num_blocks += 1
         if not num_blocks and self._feed.error is None:
-            yield empty if empty is not None else pa.table({}), self._source
+            yield empty if empty is not None else pa.table({}), ()
 
     def _is_complete(self, last: pa.Table) -> bool:
         if self._ends_blocks_with_chunks and self._feed.ends_block:
@@ -335,10 +343,11 @@ class _Cutter:
         has_calls = self._control.calls - self._calls >= self._calls_limit
         return last.num_rows > 0 and (self._num_bytes >= self._size or has_calls)
 
-    def _take(self) -> Iterator[pa.Table]:
+    def _take(self) -> Iterator[tuple[pa.Table, Spans]]:
         """Yield what was gathered, as one block unless it is very large, and begin the next."""
         tables, num_bytes = self._tables, self._num_bytes
-        self._tables, self._num_bytes = [], 0
+        spans = join_spans(self._spans)
+        self._tables, self._spans, self._num_bytes = [], [], 0
         if not tables:
             return
         feed = self._feed
@@ -347,15 +356,18 @@ class _Cutter:
         self._size = feed.chunk_bytes = min(self._size * self._growth, self._target_bytes, left_bytes)
         self._calls_limit, self._calls = min(self._calls_limit * 2, self._max_calls), self._control.calls
         try:
-            block = _gather(tables, self._name, self._source)
+            block = _gather(tables, self._name, spans)
         except AiodataError as error:
             self._control.skip(error)
             return
-        yield from _split(block, num_bytes, self._target_bytes)
+        first = 0
+        for part in _split(block, num_bytes, self._target_bytes):
+            yield part, bound_spans(slice_spans(spans, first, part.num_rows))
+            first += part.num_rows
 
 
-def _gather(tables: list[pa.Table], name: str, source: str) -> pa.Table:
-    with blame(name, Origin(source, None)):
+def _gather(tables: list[pa.Table], name: str, spans: Spans) -> pa.Table:
+    with blame(name, origin_of(spans)):
         block = concat_blocks(tables)
     if block.num_columns and len(tables) > 1 and block.num_rows < len(tables) * _SMALL_CHUNK_ROWS:
         return block.combine_chunks()

@@ -128,7 +128,8 @@ class TableSource(Source):
 
     def bundles(self) -> Iterable[RefBundle] | None:
         """Return the tables, each as its own reference, as they are needed: to count their bytes takes a while."""
-        return map(self._bundle, self._unified_tables)
+        starts = accumulate((table.num_rows for table in self.tables), initial=0)
+        return map(self._bundle, self._unified_tables, starts)
 
     def schema(self, skip: Skip) -> pa.Schema:
         """Return the schema that holds all tables' rows exactly, with what is known of nulls."""
@@ -167,8 +168,9 @@ class TableSource(Source):
             for index, table in enumerate(self.tables)
         )
 
-    def _bundle(self, table: pa.Table) -> RefBundle:
-        metadata = BlockMetadata(table.num_rows, table.nbytes, table.schema, self.name)
+    def _bundle(self, table: pa.Table, start: int) -> RefBundle:
+        spans = Origin(self.name, (start, start + table.num_rows)).spans(table.num_rows)
+        metadata = BlockMetadata(table.num_rows, table.nbytes, table.schema, self.name, spans)
         return RefBundle.whole(InlineBlock(table), metadata).conformed(self._schema)
 
 

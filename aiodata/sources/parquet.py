@@ -15,9 +15,10 @@ import pyarrow.parquet as pq
 
 from aiodata.bundle import RefBundle
 from aiodata.errors import OptionError, SourceError, UnknownColumnError
+from aiodata.origin import Origin, Spans
 from aiodata.plan.control import blame
 from aiodata.plan.filtering import filter_table, show_expression
-from aiodata.plan.pieces import Chunk, Origin, Piece
+from aiodata.plan.pieces import Chunk, Piece
 from aiodata.plan.source import Skip, Source, raise_it
 from aiodata.schemas import duplicates, near_miss
 from aiodata.sources.decoding import Decoded, Decoder
@@ -76,6 +77,16 @@ class GroupsOrigin(Origin):
         starts = tuple(one - base for one in self.starts[low : high + 1])
         source = f"{self.path}, row groups {self.first + low} to {self.first + high}"
         return GroupsOrigin(source, rows, self.path, self.first + low, starts)
+
+    def spans(self, num_rows: int) -> Spans:
+        """Return what is known of each row group's rows."""
+        if self.rows is None or self.rows[1] - self.rows[0] != num_rows:
+            return ((self.source, self.source, None, num_rows),)
+        return tuple(
+            (source, source, max(self.rows[0] - start, 0), min(stop, self.rows[1]) - max(start, self.rows[0]))
+            for place, (start, stop) in enumerate(pairwise((*self.starts, self.rows[1])))
+            if (source := f"{self.path}, row group {self.first + place}")
+        )
 
 
 @dataclass(frozen=True, slots=True)

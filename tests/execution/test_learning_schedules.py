@@ -261,6 +261,42 @@ def test_outcome_does_not_depend_on_who_is_first(
     )
 
 
+def joined(kinds: Sequence[str]) -> Callable[[Batch], Any]:
+    """A function that does for several rows what a list says for each; rows of other columns do not go together."""
+
+    def change(batch: Batch) -> Any:
+        made = [KINDS[kinds[row]](row) for row in batch["id"].tolist()]
+        if any(one.keys() != made[0].keys() for one in made):
+            raise ValueError("other columns")
+        return {name: [value for one in made for value in one[name]] for name in made[0]}
+
+    return change
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.sampled_from(sorted(set(KINDS) - {"null, then int", "null, then string"})), min_size=1, max_size=9),
+    CHOICES,
+    st.booleans(),
+    st.integers(1, 4),
+    st.integers(1, 4),
+)
+@example(["failure", "null", "fraction", "int", "string"], [3, 1, 2], True, 1, 2)
+@example(["int", "failure", "string", "fraction"], [2, 2, 1], False, 2, 4)
+def test_rows_that_are_given_up_are_the_same_whoever_is_first(
+    kinds: list[str], choices: list[int], preserve_order: bool, rows_per_block: int, batch_size: int
+) -> None:
+    same_in_any_order(
+        lambda num_blocks: aiodata.range(len(kinds), num_blocks=min(num_blocks, len(kinds))).map_batches(
+            joined(kinds), batch_size=batch_size, on_error="skip_row"
+        ),
+        len(kinds),
+        rows_per_block,
+        choices,
+        preserve_order=preserve_order,
+    )
+
+
 @settings(max_examples=80, deadline=None)
 @given(SCRIPTS, CHOICES, st.sampled_from([0, -1]), st.integers(1, 3), st.sampled_from([None, 2]))
 @example(["null", "fraction", "failure"], [0], -1, 1, None)

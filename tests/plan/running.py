@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pyarrow as pa
@@ -34,12 +35,13 @@ def counted(count: int) -> TablePiece:
 def run(
     work: Work, chain: Sequence[Transform], blocks: Sequence[pa.Table] = (), control: Control | None = None
 ) -> tuple[list[Output], TaskEnd]:
-    """What a work yields, and how it ends."""
+    """What a work yields, and how it ends; what it tells with its blocks is told with the end, too."""
     outputs: list[Output] = []
     steps = run_work(work, chain, blocks, control or Control())
     while not isinstance(output := step(steps), TaskEnd):
         outputs.append(output)
-    return outputs, output
+    errors = [error for _, metadata in outputs for error in metadata.errors]
+    return outputs, replace(output, errors=(*errors, *output.errors))
 
 
 def step(steps: Generator[Output, None, TaskEnd]) -> Output | TaskEnd:

@@ -44,8 +44,14 @@ class ReportPacker:
         """Whether a report is complete."""
         return len(self._blocks) == self._num_blocks
 
-    def add(self, table: pa.Table, metadata: OutputMetadata) -> None:
-        """Add a block, where a report is not complete."""
+    def add(self, table: pa.Table, metadata: OutputMetadata, errors: tuple[Any, ...] = ()) -> None:
+        """Add a block, where a report is not complete.
+
+        Args:
+            table: The block.
+            metadata: What is said of it.
+            errors: The metadata's errors, each packed.
+        """
         block = metadata.block
         if self._schema is None or not block.schema.equals(self._schema, check_metadata=True):
             self._schema, self._packed_schema = block.schema, cloudpickle.dumps(block.schema)
@@ -56,9 +62,12 @@ class ReportPacker:
                 block.num_bytes,
                 self._packed_schema,
                 block.source,
+                block.spans,
                 metadata.calls,
                 metadata.task_s,
                 _pack_learned(metadata.learned),
+                errors,
+                metadata.failed_rows,
             )
         )
 
@@ -77,12 +86,14 @@ def unpack_report(packed: bytes) -> tuple[tuple[OutputMetadata, ...], Any]:
     said, end = pickle.loads(packed)
     outputs = tuple(
         OutputMetadata(
-            BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source),
+            BlockMetadata(num_rows, num_bytes, _unpack_schema(packed_schema), source, spans),
             calls,
             task_s,
             _unpack_learned(learned),
+            tuple(error.unpack() for error in errors),
+            failed_rows,
         )
-        for num_rows, num_bytes, packed_schema, source, calls, task_s, learned in said
+        for num_rows, num_bytes, packed_schema, source, spans, calls, task_s, learned, errors, failed_rows in said
     )
     return outputs, end
 

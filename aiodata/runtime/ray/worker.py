@@ -61,9 +61,13 @@ class PackedEnd:
 
 @dataclass(frozen=True, slots=True)
 class PackedError:
-    """An error in a packed end."""
+    """An error as it travels."""
 
     packed: bytes
+
+    def unpack(self) -> AiodataError:
+        """Return the error as it was."""
+        return unpack_error(self.packed)
 
 
 def report_size(*, in_groups: bool) -> int:
@@ -164,7 +168,7 @@ def _packing(
             except StopIteration as stop:
                 end: TaskEnd = stop.value
                 return end
-            packer.add(table, metadata)
+            packer.add(table, metadata, _packed(metadata.errors))
             del table
             if packer.is_full:
                 yield packer.report()
@@ -178,7 +182,7 @@ def _packed(value: Any) -> Any:
 
 def _unpacked(value: Any) -> Any:
     if isinstance(value, PackedError):
-        return unpack_error(value.packed)
+        return value.unpack()
     return tuple(_unpacked(one) for one in value) if isinstance(value, tuple) else value
 
 
