@@ -131,6 +131,7 @@ class LocalFeed:
                 delivery_bytes=delivery_bytes,
                 # Of large blocks, few had better be made before somebody asks for them.
                 max_waiting=max(1, min(MAX_BUNDLES, delivery_bytes // self._options.target_block_bytes)),
+                on_taken=executor.note_taken,
             )
             async with anyio.create_task_group() as group:
                 start(group, coordinator.serve, 1)

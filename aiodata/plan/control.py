@@ -22,6 +22,7 @@ class Control:
         calls: Calls of user functions so far.
         max_errors: Errors that the task goes on after; -1: any number.
         errors: The errors that it went on after.
+        open_calls: Calls that have made something, and may make more, as far as that is known.
     """
 
     def __init__(self) -> None:
@@ -29,6 +30,7 @@ class Control:
         self.calls = 0
         self.max_errors = 0
         self.errors: list[AiodataError] = []
+        self.open_calls = 0
         self._is_stopped = False
         self._own_loop: CallLoop | None = None
         # A loop is in here once for each transform that uses it.

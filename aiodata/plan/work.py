@@ -9,6 +9,7 @@ died produces the same blocks.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -51,6 +52,8 @@ class Cuts:
         task_bytes: Output bytes that the task stops at, or before, if there is no room for half a block more.
         task_calls: Calls of user functions after which the task stops.
         in_groups: Whether blocks are so small, and come so fast, that some may be handed over at a time.
+        room_bytes: Output bytes that there is room for. A task may only make more in a call of a user function, which
+            cannot be cut; then it waits after each block until it is given room for the next (`Task.give_room`).
     """
 
     first_block_bytes: int
@@ -61,6 +64,7 @@ class Cuts:
     task_bytes: int
     task_calls: int
     in_groups: bool = False
+    room_bytes: int = sys.maxsize
 
     def are_spent(self, produced_bytes: int, calls: int) -> bool:
         """Return whether a task has produced enough, or called user functions often enough."""
@@ -77,12 +81,15 @@ class OutputMetadata:
         calls: Calls of user functions that went into it.
         task_s: Seconds of work that went into it.
         learned: What the task has found out; None where its `Work` left nothing to find out.
+        needs_room: Whether the task has no room left and is in the middle of a call, so that it has to be given room
+            for another block before it goes on. Like the block, it depends on the task's arguments alone.
     """
 
     block: BlockMetadata
     calls: int
     task_s: float
     learned: Learned | None = field(default=None, compare=False)
+    needs_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,11 +179,14 @@ def run_work(
             rows = transform.apply(rows, control, output)
             stack.callback(rows.close)
         started = time.perf_counter()
-        calls = 0
+        calls = made_bytes = 0
         try:
             for table, source in cutter.cut(rows):
                 block = BlockMetadata(table.num_rows, table.nbytes, table.schema, source)
-                metadata = OutputMetadata(block, control.calls - calls, time.perf_counter() - started, learned())
+                made_bytes += block.num_bytes
+                needs_room = made_bytes > work.cuts.room_bytes and (cutter.has_more or control.open_calls > 0)
+                seconds = time.perf_counter() - started
+                metadata = OutputMetadata(block, control.calls - calls, seconds, learned(), needs_room)
                 calls = control.calls
                 yield table, metadata
                 started = time.perf_counter()
@@ -283,7 +293,11 @@ def _batch_rows(chain: Sequence[Transform]) -> int:
 
 
 class _Cutter:
-    """Gathers rows into blocks that grow from the first size to the target."""
+    """Gathers rows into blocks that grow from the first size to the target.
+
+    Attributes:
+        has_more: Whether the block that was yielded last is a part of something larger, and not its last one.
+    """
 
     def __init__(self, cuts: Cuts, chain: Sequence[Transform], feed: _Feed, control: Control) -> None:
         self._name = chain[-1].name if chain else "read"
@@ -302,6 +316,7 @@ class _Cutter:
         self._size = cuts.first_block_bytes
         self._calls = 0
         self._calls_limit = cuts.first_block_calls
+        self.has_more = False
 
     def cut(self, rows: Iterable[Rows]) -> Iterator[tuple[pa.Table, str]]:
         """Yield blocks, each with the source of its last rows; after an error, what was gathered before it."""
@@ -351,7 +366,9 @@ class _Cutter:
         except AiodataError as error:
             self._control.skip(error)
             return
-        yield from _split(block, num_bytes, self._target_bytes)
+        for part, has_more in _split(block, num_bytes, self._target_bytes):
+            self.has_more = has_more
+            yield part
 
 
 def _gather(tables: list[pa.Table], name: str, source: str) -> pa.Table:
@@ -362,12 +379,15 @@ def _gather(tables: list[pa.Table], name: str, source: str) -> pa.Table:
     return block
 
 
-def _split(block: pa.Table, num_bytes: int, target_bytes: int) -> Iterator[pa.Table]:
-    """Split a block of more than twice the target size, which one call of a user function may return."""
+def _split(block: pa.Table, num_bytes: int, target_bytes: int) -> Iterator[tuple[pa.Table, bool]]:
+    """Split a block of more than twice the target size, which one call of a user function may return.
+
+    Yields each part, and whether there are more.
+    """
     if num_bytes <= 2 * target_bytes:
-        yield block
+        yield block, False
         return
     step = max(1, block.num_rows * target_bytes // num_bytes)
     for offset in range(0, block.num_rows, step):
         # Each has memory of its own: a slice would keep all of the block, and count for its own part alone.
-        yield copy_rows(block.slice(offset, step))
+        yield copy_rows(block.slice(offset, step)), offset + step < block.num_rows

@@ -59,6 +59,7 @@ class ReportPacker:
                 metadata.calls,
                 metadata.task_s,
                 _pack_learned(metadata.learned),
+                metadata.needs_room,
             )
         )
 
@@ -81,8 +82,9 @@ def unpack_report(packed: bytes) -> tuple[tuple[OutputMetadata, ...], Any]:
             calls,
             task_s,
             _unpack_learned(learned),
+            needs_room,
         )
-        for num_rows, num_bytes, packed_schema, source, calls, task_s, learned in said
+        for num_rows, num_bytes, packed_schema, source, calls, task_s, learned, needs_room in said
     )
     return outputs, end
 

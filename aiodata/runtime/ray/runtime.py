@@ -24,6 +24,7 @@ from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
+from aiodata.runtime.ray.gate import Gate
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
@@ -64,6 +65,7 @@ class RayRuntime:
         self._session = session
         self._stages: list[RayStage] = []
         self._starts = Starts(lambda: session.is_down, free)
+        self._gate = Gate(session)
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
         """Pickle the chain once; store it once if it is large."""
@@ -75,13 +77,14 @@ class RayRuntime:
             ) from error
         if len(packed) > _INLINE_CHAIN_BYTES:
             packed = await self.put(packed)
-        stage = RayStage(name, packed, resources, self._session, self._options, self._starts)
+        stage = RayStage(name, packed, resources, self._session, self._options, self._gate, self._starts)
         self._stages.append(stage)
         return stage
 
     def close(self) -> None:
         """Let go of the chains that were stored: what is left of a run may wait for the cyclic garbage collection."""
         self._starts.stop()
+        self._gate.close()
         while self._stages:
             self._stages.pop().close()
 
@@ -162,6 +165,7 @@ class RayStage:
         resources: What each task or actor takes.
         session: The run's connection to Ray.
         options: The run's options.
+        gate: Where tasks wait for room.
         starts: Where it is noted which tasks have started.
     """
 
@@ -172,6 +176,7 @@ class RayStage:
         resources: Resources,
         session: Session,
         options: ExecutionOptions,
+        gate: Gate,
         starts: Starts,
     ) -> None:
         """Bind what all tasks and actors of the stage share."""
@@ -186,6 +191,7 @@ class RayStage:
         self._name = name
         self._chain = chain
         self._session = session
+        self._gate = gate
         self._starts = starts.stage(resources)
 
     def close(self) -> None:
@@ -196,12 +202,14 @@ class RayStage:
         """Start a streaming Ray task."""
         in_groups = work.cuts.in_groups
         start = self._starts.submit()
-        generator = self._functions[in_groups].remote(self._chain, work, start.announces, *refs)
+        at_gate = self._gate.new_pass()
+        generator = self._functions[in_groups].remote(self._chain, work, at_gate, start.announces, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
         size = report_size(in_groups=in_groups)
-        return RayTask(self._name, generator, size, self._session, on_ready, held_bytes, start)
+        give_room = partial(self._gate.give, at_gate)
+        return RayTask(self._name, generator, size, self._session, on_ready, held_bytes, give_room, start)
 
     def start_actor(self) -> RayActor:
         """Start a Ray actor, which Ray starts again with its calls if it dies."""
         handle = self._actor_class.remote(self._chain)
-        return RayActor(self._name, handle, self._session, self._starts.submit(is_actor=True))
+        return RayActor(self._name, handle, self._session, self._gate, self._starts.submit(is_actor=True))
