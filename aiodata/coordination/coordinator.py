@@ -61,6 +61,7 @@ class Coordinator:
         max_calls: Deliveries that a consumer may ask for at once.
         delivery_bytes: Bytes from which on a delivery gets no further bundle.
         max_waiting: Bundles that may wait between the execution and the splits.
+        on_taken: Called when the execution's bundles were taken: it may have waited for that.
         new_token: See `NewToken`; without it, consumers that are lost are not noticed.
     """
 
@@ -76,6 +77,7 @@ class Coordinator:
         max_calls: int = 1,
         delivery_bytes: int = DELIVERY_BYTES,
         max_waiting: int = MAX_BUNDLES,
+        on_taken: Callable[[], None] = lambda: None,
         new_token: NewToken | None = None,
     ) -> None:
         """Prepare epoch 0."""
@@ -88,6 +90,7 @@ class Coordinator:
         self._max_calls = max_calls
         self._delivery_bytes = delivery_bytes
         self._max_waiting = max_waiting
+        self._on_taken = on_taken
         self._new_token = new_token
         self._running: EpochState | None = None
         self._latest: EpochState | None = None
@@ -295,7 +298,9 @@ class Coordinator:
         self.left.tell()
         try:
             with anyio.CancelScope() as self._scope, cleared_frames():
-                distribution = Distribution(state, self._node_of, self._changed, self._settle, self._max_waiting)
+                distribution = Distribution(
+                    state, self._node_of, self._changed, self._settle, self._max_waiting, self._on_taken
+                )
                 await distribution.run(self._execute)
             while state.phase is not EpochPhase.ENDED:
                 await self._changed.wait()

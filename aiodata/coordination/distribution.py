@@ -28,6 +28,7 @@ class Distribution:
         changed: Set whenever a split has asked or left.
         settle: Assigns what there is, and answers those who got something.
         max_waiting: Bundles that may wait between the execution and the splits.
+        on_taken: Called when the execution's bundles were taken: it may have waited for that.
     """
 
     def __init__(
@@ -37,8 +38,10 @@ class Distribution:
         changed: Wakeup,
         settle: Callable[[EpochState], None],
         max_waiting: int,
+        on_taken: Callable[[], None],
     ) -> None:
         """Prepare."""
+        self._on_taken = on_taken
         self._max_waiting = max_waiting
         self._state = state
         self._node_of = node_of
@@ -74,6 +77,7 @@ class Distribution:
                 pass
             except anyio.EndOfStream:
                 self._state.exhaust()
+            self._on_taken()
             self._settle(self._state)
             if self._state.is_exhausted:
                 return

@@ -88,6 +88,7 @@ class CoordinatorService:
             nodes=nodes if prefers_near else (),
             node_of=self._node_of,
             max_calls=MAX_CALLS,
+            on_taken=self._note_taken,
             new_token=new_token,
         )
         self._prefers_near = prefers_near
@@ -208,6 +209,10 @@ class CoordinatorService:
 
     def _node_of(self, ref: BlockRef) -> str | None:
         return self._runtime.node_of(ref) if self._prefers_near and self._runtime is not None else None
+
+    def _note_taken(self) -> None:
+        if self._executor is not None:
+            self._executor.note_taken()
 
     async def _execute(self, output: Output) -> None:
         """Run one epoch; its failure is for the consumers to raise."""

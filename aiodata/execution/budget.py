@@ -121,12 +121,19 @@ class Expectation:
         """Expect what is allotted."""
         self._allotted_bytes = allotted_bytes
         self._largest_bytes = 0.0
+        self._largest_block_bytes = 0.0
 
     @property
     def num_bytes(self) -> int:
-        """The expectation."""
+        """What it will produce in all."""
         return max(self._allotted_bytes, int(self._largest_bytes))
 
-    def observe(self, num_bytes: int) -> None:
+    @property
+    def least_bytes(self) -> int:
+        """What it is to have room for at least; for more it can ask."""
+        return max(self._allotted_bytes, int(self._largest_block_bytes))
+
+    def observe(self, num_bytes: int, largest_block_bytes: int) -> None:
         """Learn from a task that has ended."""
         self._largest_bytes = max(num_bytes, _DECAY * self._largest_bytes)
+        self._largest_block_bytes = max(largest_block_bytes, _DECAY * self._largest_block_bytes)

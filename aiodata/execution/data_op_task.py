@@ -40,6 +40,9 @@ class TaskOwner(Protocol):
     def on_pull_again(self, task: DataOpTask) -> None:
         """Take note that the task has no pairs waiting any more, and may be pulled again."""
 
+    def on_needs_room(self, task: DataOpTask) -> None:
+        """Take note that the task waits until it is given room."""
+
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
         """Take note that a block's metadata can not be had, so that the block was dropped."""
 
@@ -64,6 +67,8 @@ class DataOpTask:
     Attributes:
         began_at_head: Whether its job was at the head of the input when it began.
         is_void: Whether its outputs are dropped, and its job is done again.
+        produced_bytes: What it has produced.
+        largest_block_bytes: The size of its largest block.
     """
 
     __slots__ = (
@@ -71,6 +76,8 @@ class DataOpTask:
         "_charged",
         "_expected_bytes",
         "_lane",
+        "_max_beyond",
+        "_num_beyond",
         "_num_waiting",
         "_owner",
         "_runtime",
@@ -78,6 +85,7 @@ class DataOpTask:
         "handle",
         "is_void",
         "job",
+        "largest_block_bytes",
         "produced_bytes",
         "state",
     )
@@ -91,12 +99,16 @@ class DataOpTask:
         self.is_void = False
         self.state = DataOpTaskState.ACTIVE
         self.produced_bytes = 0
+        self.largest_block_bytes = 0
         self.handle: Task | None = None
         self._owner = owner
         self._lane = lane
         self._runtime = runtime
         self._budget = budget
         self._num_waiting = 0
+        # Blocks beyond the room that it had: how many it has made, and how many it may.
+        self._num_beyond = 0
+        self._max_beyond = 0
         self._charged: deque[int | None] = _NOTHING_CHARGED
         self._expected_bytes = expected_bytes
         budget.expect(expected_bytes)
@@ -125,8 +137,11 @@ class DataOpTask:
                 num_bytes = outcome.block.num_bytes
                 self._owner.on_unknown_size()
                 self._count(num_bytes)
+            self.largest_block_bytes = max(outcome.block.num_bytes, self.largest_block_bytes)
             self._follow(pair, num_bytes)
             self._owner.on_output(self, pair.ref, outcome)
+            if outcome.needs_room:
+                self._note_needs_room()
         else:
             self._uncharge(num_bytes)
             if isinstance(outcome, TaskEnd):
@@ -136,6 +151,9 @@ class DataOpTask:
                 return
             assert outcome is not None, "a pair is emitted when it has an outcome"
             self._owner.on_lost(self, outcome)
+            # What it said may have been just that.
+            if self._max_beyond or not self._expected_bytes:
+                self._note_needs_room()
         if not self._num_waiting:
             self._charged = _NOTHING_CHARGED
             self._owner.on_pull_again(self)
@@ -149,12 +167,33 @@ class DataOpTask:
         self._budget.take_over(pair.charge, pair.shared)
         self._runtime.on_release(pair.ref, partial(self._budget.settle, pair.charge))
 
+    def give_room(self, num_blocks: int) -> None:
+        """Let it make so many more blocks; each is expected to be as large as the largest so far."""
+        if self.handle is None or self.state is not DataOpTaskState.ACTIVE:
+            return
+        num_bytes = num_blocks * self.largest_block_bytes
+        self._expected_bytes += num_bytes
+        self._budget.expect(num_bytes)
+        self._max_beyond += num_blocks
+        self.handle.give_room(self._max_beyond)
+
+    def _note_needs_room(self) -> None:
+        """Expect nothing of it while it waits."""
+        self._num_beyond += 1
+        if self._num_beyond > self._max_beyond:
+            self._expect_nothing()
+            self.give_room(0)
+            self._owner.on_needs_room(self)
+
+    def _expect_nothing(self) -> None:
+        self._budget.expect(-self._expected_bytes)
+        self._expected_bytes = 0
+
     def drain(self) -> None:
         """Expect nothing more of it: its end has surfaced."""
         if self.state is DataOpTaskState.ACTIVE:
             self.state = DataOpTaskState.DRAINED
-            self._budget.expect(-self._expected_bytes)
-            self._expected_bytes = 0
+            self._expect_nothing()
 
     def abandon(self) -> None:
         """Count nothing of it any more that was not emitted: nobody will take it."""

@@ -142,6 +142,10 @@ class StreamingExecutor:
             skipped.num_rows,
         )
 
+    def note_taken(self) -> None:
+        """Take note that bundles were taken from the run's output: who waits for room may be next now."""
+        self.context.budget.tell_refused()
+
     async def run(self, output: Output) -> None:
         """Run all operators; returns at the end of the data, or when `output` has no receiver any more.
 

@@ -98,6 +98,11 @@ class JobQueue:
         """Whether all that waits is a few rows, fewer than a call gets, which others will come to."""
         return not (self._jobs or self._rests or self.is_complete) and 0 < self._bundle_rows < self._batch_rows
 
+    @property
+    def is_head_waiting(self) -> bool:
+        """Whether the rest of the job that all others have to wait for is here; not so where none has to wait."""
+        return self._order.preserves and self._order.head in self._rests
+
     def may_take(self) -> bool:
         """Whether there is a job that may start."""
         if self._startable_rest() is not None:

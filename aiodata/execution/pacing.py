@@ -114,8 +114,13 @@ class Pacing:
     def _blocks_in(self, seconds: float) -> int:
         return _clamp(seconds * self._blocks_done / max(self._seconds, 1e-7)) if self._blocks_done else 1
 
-    def cuts(self, *, is_early: bool) -> Cuts:
-        """Return the numbers for the next task; is it among the first of its run, whose blocks are waited for?"""
+    def cuts(self, *, is_early: bool, room_bytes: int) -> Cuts:
+        """Return the numbers for the next task.
+
+        Args:
+            is_early: Whether it is among the first of its run, whose blocks are waited for.
+            room_bytes: How many output bytes there is room for.
+        """
         target = self._target_block_bytes
         first_block_calls, calls_per_block, task_calls = 1, _FIRST_TASK_CALLS, _FIRST_TASK_CALLS * self._calls_in_flight
         if not self._calls_user_code:
@@ -135,6 +140,7 @@ class Pacing:
             task_bytes=self._task_bytes if self._blocks else min(self._task_bytes, _FIRST_TASK_BLOCKS * target),
             task_calls=task_calls,
             in_groups=self._come_fast_and_small(),
+            room_bytes=room_bytes,
         )
         if cuts != self._latest:
             self._latest = cuts

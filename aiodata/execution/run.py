@@ -28,6 +28,8 @@ _MAX_WAITING = 16
 _WAITING_BYTES = 8 * MIB
 _HELD_PARTS = 8
 
+_NOT_ENTERED = "the run has not begun: enter it with `async with`"
+
 
 class Run:
     """Executes a plan once: to enter it starts the tasks, to leave it stops them, whatever the reason.
@@ -78,7 +80,7 @@ class Run:
     def runtime(self) -> Runtime:
         """Where the tasks run, from the entry on."""
         if self._runtime is None:
-            raise RuntimeError("the run has not begun: enter it with `async with`")
+            raise RuntimeError(_NOT_ENTERED)
         return self._runtime
 
     @property
@@ -137,22 +139,14 @@ class Run:
 
     async def __anext__(self) -> RefBundle:
         """Return the next bundle; cancelled, it may lose one, since the run is over then."""
+        if (executor := self._executor) is None or (bundles := self._bundles) is None:
+            raise RuntimeError(_NOT_ENTERED)
         try:
-            return await receive(self._receiving())
+            bundle = await receive(bundles)
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
-
-    def next_nowait(self) -> RefBundle | None:
-        """Return the next bundle if it is there, else None."""
-        try:
-            return self._receiving().receive_nowait()
-        except (anyio.WouldBlock, anyio.EndOfStream):
-            return None
-
-    def _receiving(self) -> MemoryObjectReceiveStream[RefBundle]:
-        if self._bundles is None:
-            raise RuntimeError("the run has not begun: enter it with `async with`")
-        return self._bundles
+        executor.note_taken()
+        return bundle
 
     def _max_waiting(self) -> int:
         waiting_bytes = min(_WAITING_BYTES, self.max_held_bytes // _HELD_PARTS)

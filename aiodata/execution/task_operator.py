@@ -31,7 +31,7 @@ from aiodata.plan.control import FailedRows
 from aiodata.plan.optimize import MapStage, ReadStage
 from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source, raise_it
-from aiodata.plan.work import Cuts, OutputMetadata, TaskEnd, Work
+from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import Task
 
 # Pairs whose metadata is fetched together, at most.
@@ -44,6 +44,9 @@ _MIN_JOB_BYTES = 4 << 20
 # small ones make a job.
 _TASKS_PER_WAITING_BLOCK = 4
 _MIN_WAITING_BLOCKS = 64
+
+# Blocks that a task that waits for room is given room for at a time, at most: the next ones may be larger.
+_MAX_BLOCKS_GIVEN = 64
 
 _logger = logging.getLogger("aiodata")
 
@@ -105,6 +108,8 @@ class TaskOperator:
         self._max_waiting_bytes = workers.max_tasks * max_job_bytes
         self._jobs = JobQueue(self._order, max_job_bytes, _batch_rows(stage))
         self._running: dict[Task, DataOpTask] = {}
+        # Of those the ones that wait for room, in the middle of a call.
+        self._waiting: dict[Task, DataOpTask] = {}
         self._ready: deque[DataOpTask] = deque()
         self._outputs: deque[RefBundle] = deque()
         self._wakeup = Wakeup()
@@ -224,6 +229,43 @@ class TaskOperator:
             await self._send_outputs(output)
 
     def _launch(self) -> None:
+        """Give room to tasks that wait for it, and start others, as far as the byte budget has room."""
+        self._give_room()
+        self._start_tasks()
+        self._let_first_go_on()
+
+    def _give_room(self) -> None:
+        """Have tasks that wait in the middle of a call go on, by the order of the input, before others start."""
+        for task in sorted(self._waiting.values(), key=lambda task: task.job.number):
+            num_blocks = self._num_fitting(task.largest_block_bytes)
+            if not num_blocks:
+                self._run.budget.refuse(self._wakeup.set)
+                return
+            self._let_go_on(task, num_blocks)
+
+    def _num_fitting(self, block_bytes: int) -> int:
+        """Return how many blocks there is room for, up to what a task is allotted."""
+        num_blocks = min(max(1, self._pacing.max_output_bytes // max(1, block_bytes)), _MAX_BLOCKS_GIVEN)
+        while num_blocks and not self._run.budget.fits(num_blocks * block_bytes + self._headroom_bytes):
+            num_blocks //= 2
+        return num_blocks
+
+    def _let_first_go_on(self) -> None:
+        """Have one task go on though the budget is spent, where nothing would ever become free without it."""
+        if not self._waiting or self._outputs or not self._is_starving():
+            return
+        first = min(self._waiting.values(), key=lambda task: task.job.number)
+        # All others have to wait for the job at the head, which may be under way.
+        if self._order.preserves and first.job.number != self._order.head and not self._workers.all_wait(self._waiting):
+            return
+        self._let_go_on(first, 1)
+
+    def _let_go_on(self, task: DataOpTask, num_blocks: int) -> None:
+        assert task.handle is not None, "it was started"
+        del self._waiting[task.handle]
+        task.give_room(num_blocks)
+
+    def _start_tasks(self) -> None:
         """Start tasks as long as there are jobs, workers and room in the byte budget."""
         turn = Turn()
         while self._jobs.may_take():
@@ -235,12 +277,22 @@ class TaskOperator:
             if turn.is_over():
                 self._wakeup.set()
                 return
-            cuts = self._pacing.cuts(is_early=self.counters.tasks < self._run.runtime.num_cpus)
-            expected_bytes = self._expectation.num_bytes
-            if not self._run.budget.fits(expected_bytes + self._headroom_bytes) and not self._is_next():
+            room_bytes = self._find_room()
+            if room_bytes is None:
                 self._run.budget.refuse(self._wakeup.set)
                 return
-            self._start(cuts, expected_bytes)
+            self._start(room_bytes)
+
+    def _find_room(self) -> int | None:
+        """Return how many bytes a task may produce: as much as it will, or else what it needs to begin with."""
+        budget, most, least = self._run.budget, self._expectation.num_bytes, self._expectation.least_bytes
+        if not self._waiting:
+            # If it has room for all, it need not ask; but others are to find room, too.
+            if budget.fits(most + max(self._headroom_bytes, budget.limit_bytes // 2)):
+                return most
+            if budget.fits(least + self._headroom_bytes):
+                return least
+        return least if self._is_next() else None
 
     def _may_wait_for_more(self) -> bool:
         """Whether a few small blocks had better wait for others, since a task that runs will have it looked at again.
@@ -253,12 +305,15 @@ class TaskOperator:
 
     def _is_next(self) -> bool:
         """Whether a task may start though the budget is spent: without it nothing would ever become free."""
-        return not self._running and not self._outputs and self._is_starving()
+        if self._outputs or not self._is_starving():
+            return False
+        return not self._running or (self._jobs.is_head_waiting and self._workers.all_wait(self._waiting))
 
-    def _start(self, cuts: Cuts, expected_bytes: int) -> None:
+    def _start(self, room_bytes: int) -> None:
         pacing = self._pacing
+        cuts = pacing.cuts(is_early=self.counters.tasks < self._run.runtime.num_cpus, room_bytes=room_bytes)
         job = self._jobs.take(self._workers.num_free, pacing.blocks_worth_a_task, pacing.blocks_per_job)
-        task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, expected_bytes)
+        task = DataOpTask(self, job, self._lane, self._run.runtime, self._run.budget, room_bytes)
         task.began_at_head = job.number == self._order.head
         work = Work(
             job.pieces,
@@ -335,6 +390,12 @@ class TaskOperator:
         for error in errors:
             self._run.skipped.add(error)
 
+    def on_needs_room(self, task: DataOpTask) -> None:
+        """Have the task wait for its turn to be given room."""
+        assert task.handle is not None, "it was started"
+        self._waiting[task.handle] = task
+        self._wakeup.set()
+
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
         """Skip a block that was dropped, if that may be; one of a void task's is made again."""
         if task.is_void:
@@ -353,8 +414,9 @@ class TaskOperator:
         """Let go of the task's worker; see to what follows as soon as what it took for granted is known to be true."""
         assert task.handle is not None, "it was started"
         del self._running[task.handle]
+        self._waiting.pop(task.handle, None)
         self._workers.release(task.handle, is_lost=end.is_worker_lost)
-        self._expectation.observe(task.produced_bytes)
+        self._expectation.observe(task.produced_bytes, task.largest_block_bytes)
         if task.is_void:
             self._jobs.add_rest(task.job)
         elif (claim := self._claims.hold(task, end.learned)) is not None:
@@ -412,7 +474,7 @@ class TaskOperator:
         running = list(self._running)
         for task in self._running.values():
             task.abandon()
-        for held in (self._running, self._ready, self._outputs, self._early, self._claims, self._jobs):
+        for held in (self._running, self._waiting, self._ready, self._outputs, self._early, self._claims, self._jobs):
             held.clear()
         self._order.clear()
         self._lane.clear()

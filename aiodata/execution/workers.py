@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -42,6 +42,9 @@ class Workers(Protocol):
 
     def want_more(self) -> None:
         """Take note that more tasks could be started than there are workers."""
+
+    def all_wait(self, waiting: Collection[Task]) -> bool:
+        """Whether each of its tasks is one of those that wait for room, or waits for the worker of one."""
 
     def open(self, stage: Stage, group: TaskGroup, on_change: Callable[[], None]) -> None:
         """Prepare; `on_change` is called when tasks can be submitted that could not before."""
@@ -120,6 +123,10 @@ class TaskWorkers:
     def want_more(self) -> None:
         """Be told when other operators' tasks end."""
         self._slots.refuse(self._opened[0].on_change)
+
+    def all_wait(self, waiting: Collection[Task]) -> bool:
+        """Whether each of its tasks is one of those that wait for room; none keeps a worker while it does."""
+        return len(waiting) == self._num_running
 
     def open(self, stage: Stage, group: TaskGroup, on_change: Callable[[], None]) -> None:
         """Take the stage that starts them."""
@@ -215,6 +222,11 @@ class ActorPool:
         """Start one more, unless one is starting or there are as many as there may be."""
         if not self._starting and self.num_actors < self._most:
             self._start()
+
+    def all_wait(self, waiting: Collection[Task]) -> bool:
+        """Whether each of its tasks is one of those that wait for room, or waits for the actor of one."""
+        held = {self._actors[task] for task in waiting}
+        return all(actor in held for actor in self._actors.values())
 
     async def close(self) -> None:
         """Stop all actors, and wait until they are gone: shielded, and bounded."""

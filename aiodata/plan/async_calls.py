@@ -79,6 +79,8 @@ class AsyncCalls:
         self._name = name
         self._function = function
         self._run = self._bisect if bisects else self._iterate if yields_many else self._await
+        self._yields_many = yields_many
+        self._num_open = 0
         self._max_calls = max_calls
         self._loop = loop
         self._control = control
@@ -99,6 +101,7 @@ class AsyncCalls:
             while self._window:
                 yield from self._take_oldest()
         finally:
+            self._note_open(0)
             self._waiting.clear()
             self._loop.cancel([call.task for call in self._running if call.task is not None])
 
@@ -135,6 +138,8 @@ class AsyncCalls:
                 break
             output = call.outputs.popleft()
             call.room.set()
+            # Whether an async generator is at its end depends on time.
+            self._note_open(len(self._window) - (not self._yields_many))
             yield output
         self._window.popleft()
         # Not when they are made, which depends on time.
@@ -142,6 +147,10 @@ class AsyncCalls:
         if call.error is not None:
             self._failed.remove(call)
             self._control.skip(call.error)
+
+    def _note_open(self, num_calls: int) -> None:
+        self._control.open_calls += num_calls - self._num_open
+        self._num_open = num_calls
 
     def _has_news_of(self, call: _Call) -> bool:
         return bool(call.outputs) or call.is_done or self._has_too_many_failures()

@@ -39,6 +39,7 @@ class Control:
         calls: Calls of user functions so far.
         max_errors: Errors that the task goes on after; -1: any number.
         errors: The errors that it went on after.
+        open_calls: Calls that have made something, and may make more, as far as that is known.
     """
 
     def __init__(self) -> None:
@@ -46,6 +47,7 @@ class Control:
         self.calls = 0
         self.max_errors = 0
         self.errors: list[AiodataError] = []
+        self.open_calls = 0
         self._num_told = 0
         self._num_failed_rows = 0
         self._num_listed_rows = 0

@@ -279,10 +279,12 @@ class MapBatches(Transform):
     def _call(self, batch: InputBatch, control: Control, outputs: OutputSchema) -> Iterator[Rows]:
         origin = batch.origin
         control.call()
+        yields_many = False
         try:
             with blame(self.name, origin):
                 result = _not_awaitable(self.fn(batch.rows, *self.args, **self.kwargs))
                 yields_many = inspect.isgenerator(result)
+                control.open_calls += yields_many
                 results = result if yields_many else iter([result])
             while True:
                 control.checkpoint()
@@ -295,6 +297,8 @@ class MapBatches(Transform):
                 yield table, origin.without_rows() if yields_many else batch.origin_of(table)
         except AiodataError as error:
             control.skip(error)
+        finally:
+            control.open_calls -= yields_many
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,6 +9,7 @@ died produces the same blocks.
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import ExitStack
@@ -52,6 +53,8 @@ class Cuts:
         task_bytes: Output bytes that the task stops at, or before, if there is no room for half a block more.
         task_calls: Calls of user functions after which the task stops.
         in_groups: Whether blocks are so small, and come so fast, that some may be handed over at a time.
+        room_bytes: Output bytes that there is room for. A task may only make more in a call of a user function, which
+            cannot be cut; then it waits after each block until it is given room for the next (`Task.give_room`).
     """
 
     first_block_bytes: int
@@ -62,6 +65,7 @@ class Cuts:
     task_bytes: int
     task_calls: int
     in_groups: bool = False
+    room_bytes: int = sys.maxsize
 
     def are_spent(self, produced_bytes: int, calls: int) -> bool:
         """Return whether a task has produced enough, or called user functions often enough."""
@@ -80,6 +84,8 @@ class OutputMetadata:
         learned: What the task has found out; None where its `Work` left nothing to find out.
         errors: What failed since the block before, in the order of the input; just what these are about is missing.
         failed_rows: Single rows that were given up since the block before; None: there were none.
+        needs_room: Whether the task has no room left and is in the middle of a call, so that it has to be given room
+            for another block before it goes on. Like the block, it depends on the task's arguments alone.
     """
 
     block: BlockMetadata
@@ -88,6 +94,7 @@ class OutputMetadata:
     learned: Learned | None = field(default=None, compare=False)
     errors: tuple[AiodataError, ...] = ()
     failed_rows: FailedRows | None = None
+    needs_room: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,13 +186,15 @@ def run_work(
             rows = transform.apply(rows, control, output)
             stack.callback(rows.close)
         started = time.perf_counter()
-        calls = 0
+        calls = made_bytes = 0
         try:
             for table, spans in cutter.cut(rows):
                 block = BlockMetadata(table.num_rows, table.nbytes, table.schema, describe_spans(spans), spans)
+                made_bytes += block.num_bytes
+                needs_room = made_bytes > work.cuts.room_bytes and (cutter.has_more or control.open_calls > 0)
                 new_calls, seconds = control.calls - calls, time.perf_counter() - started
                 calls = control.calls
-                yield table, OutputMetadata(block, new_calls, seconds, learned(), *control.news())
+                yield table, OutputMetadata(block, new_calls, seconds, learned(), *control.news(), needs_room)
                 started = time.perf_counter()
         except AiodataError as error:
             errors, failed_rows = control.news()
@@ -292,7 +301,11 @@ def _batch_rows(chain: Sequence[Transform]) -> int:
 
 
 class _Cutter:
-    """Gathers rows into blocks that grow from the first size to the target."""
+    """Gathers rows into blocks that grow from the first size to the target.
+
+    Attributes:
+        has_more: Whether the block that was yielded last is a part of something larger, and not its last one.
+    """
 
     def __init__(self, cuts: Cuts, chain: Sequence[Transform], feed: _Feed, control: Control) -> None:
         self._name = chain[-1].name if chain else "read"
@@ -311,6 +324,7 @@ class _Cutter:
         self._size = cuts.first_block_bytes
         self._calls = 0
         self._calls_limit = cuts.first_block_calls
+        self.has_more = False
 
     def cut(self, rows: Iterable[Rows]) -> Iterator[tuple[pa.Table, Spans]]:
         """Yield blocks, each with what is known of its rows; after an error, what was gathered before it."""
@@ -361,7 +375,8 @@ class _Cutter:
             self._control.skip(error)
             return
         first = 0
-        for part in _split(block, num_bytes, self._target_bytes):
+        for part, has_more in _split(block, num_bytes, self._target_bytes):
+            self.has_more = has_more
             yield part, bound_spans(slice_spans(spans, first, part.num_rows))
             first += part.num_rows
 
@@ -374,12 +389,15 @@ def _gather(tables: list[pa.Table], name: str, spans: Spans) -> pa.Table:
     return block
 
 
-def _split(block: pa.Table, num_bytes: int, target_bytes: int) -> Iterator[pa.Table]:
-    """Split a block of more than twice the target size, which one call of a user function may return."""
+def _split(block: pa.Table, num_bytes: int, target_bytes: int) -> Iterator[tuple[pa.Table, bool]]:
+    """Split a block of more than twice the target size, which one call of a user function may return.
+
+    Yields each part, and whether there are more.
+    """
     if num_bytes <= 2 * target_bytes:
-        yield block
+        yield block, False
         return
     step = max(1, block.num_rows * target_bytes // num_bytes)
     for offset in range(0, block.num_rows, step):
         # Each has memory of its own: a slice would keep all of the block, and count for its own part alone.
-        yield copy_rows(block.slice(offset, step))
+        yield copy_rows(block.slice(offset, step)), offset + step < block.num_rows

@@ -48,6 +48,13 @@ class Task(Protocol):
     def cancel(self) -> None:
         """Ask the task to stop; returns at once, idempotent."""
 
+    def give_room(self, num_blocks: int) -> None:
+        """Let it make so many blocks, in all, beyond those that there was room for when it was submitted.
+
+        After each of these (`OutputMetadata.needs_room`) it waits until it may make one more, and holds no CPU then.
+        0: it has to wait; the runtime prepares to tell it when that is over.
+        """
+
     async def wait_stopped(self) -> None:
         """After `cancel`: wait until it runs no more."""
 

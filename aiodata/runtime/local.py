@@ -254,7 +254,10 @@ class LocalTask:
         self._turn = turn
         self._control = Control()
         self._pairs: deque[Pair] = deque()
-        self._room = Wakeup()
+        # Blocks beyond the room that it had: how many it has made, and how many it may.
+        self._num_beyond = 0
+        self._max_beyond = 0
+        self._may_go_on = Wakeup()
         self._scope = anyio.CancelScope()
         self._is_stepping = False
         self._has_begun = False
@@ -268,8 +271,13 @@ class LocalTask:
         """Return what is there; the task goes on when all of it has been taken."""
         pairs = list(self._pairs)
         self._pairs.clear()
-        self._room.set()
+        self._may_go_on.set()
         return pairs
+
+    def give_room(self, num_blocks: int) -> None:
+        """Let it make so many blocks, in all, beyond those that there was room for."""
+        self._max_beyond = num_blocks
+        self._may_go_on.set()
 
     def cancel(self) -> None:
         """Stop before the next call of the user's code; a call that outlasts the close timeout is left behind."""
@@ -308,18 +316,22 @@ class LocalTask:
                 if isinstance(output, TaskEnd):
                     return output
                 self._pairs.append(output)
+                self._num_beyond += output.metadata.needs_room
                 del output
                 self._on_ready(self)
-                if len(self._pairs) >= _MAX_WAITING_PAIRS:
+                if self._has_to_wait():
                     await call_in_thread(self._control.settle, grace_s=grace_s)
-                while len(self._pairs) >= _MAX_WAITING_PAIRS:
-                    await self._room.wait()
+                while self._has_to_wait():
+                    await self._may_go_on.wait()
         finally:
             self._control.stop()
             # One that a thread was left behind in can not be closed.
             if not self._is_stepping:
                 with anyio.move_on_after(grace_s, shield=True):
                     await call_in_thread(blocks.close, grace_s=grace_s)
+
+    def _has_to_wait(self) -> bool:
+        return len(self._pairs) >= _MAX_WAITING_PAIRS or self._num_beyond > self._max_beyond
 
     def _step(self, blocks: Blocks, inputs: Sequence[pa.Table]) -> Pair | TaskEnd:
         """Return the next output, or how the task ended; called in a worker thread."""
@@ -336,6 +348,9 @@ class LocalTask:
 
     def _pair(self, table: pa.Table, metadata: OutputMetadata, inputs: Sequence[pa.Table]) -> Pair:
         charge = Charge()
+        if metadata.needs_room:
+            # The task keeps its last block while it waits, which is not to count when others have let go of it.
+            table = table.slice()
         if not inputs:
             return Pair(InlineBlock(table, charge), metadata, charge)
         if self._memory is None:

@@ -121,6 +121,12 @@ class SimulatedActor:
         self._tasks = {task: None for task in self._tasks if not task.is_stopped}
         self._start_next()
 
+    def lend(self) -> None:
+        """Do nothing: the actor cannot run another task in the middle of a call."""
+
+    def take_back(self) -> None:
+        """Do nothing."""
+
     def lose(self) -> None:
         """Take note that its worker is lost for good: nothing runs here any more."""
         self._state = _State.LOST

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from types import MappingProxyType
 from typing import Any, Protocol
@@ -107,7 +107,10 @@ class SimulatedTask:
         "_host",
         "_index",
         "_is_asked",
+        "_is_held",
+        "_max_beyond",
         "_max_errors",
+        "_num_beyond",
         "_num_settled",
         "_number",
         "_on_ready",
@@ -148,6 +151,10 @@ class SimulatedTask:
         self._index = 0
         self._num_settled = 0
         self._produced_bytes = 0
+        # Blocks beyond the room that it had: how many it has made, how many it may, and whether it waits for that.
+        self._num_beyond = 0
+        self._max_beyond = 0
+        self._is_held = False
         self._slowness = 1.0
         self._deaths = 0
         # By the index of the step that failed; these were skipped.
@@ -178,6 +185,13 @@ class SimulatedTask:
             for rows, num_rows, num_bytes, outcome in zip(fields, fields, fields, fields, strict=True)
         ]
 
+    def give_room(self, num_blocks: int) -> None:
+        """Let it make so many blocks, in all, beyond those that there was room for."""
+        self._max_beyond = num_blocks
+        if self._is_held and self._num_beyond <= num_blocks and self._step is not None:
+            self._take_worker_back()
+            self._begin(self._step.seconds * self._slowness)
+
     def cancel(self) -> None:
         """Stop, after the runtime's `cancel_delay_s` if it runs; what it has produced and nobody pulled is dropped."""
         for num_bytes in self._surfaced[2::_NUM_FIELDS]:
@@ -186,6 +200,7 @@ class SimulatedTask:
         if self._state not in (_State.WAITING, _State.RUNNING):
             return
         was_running = self._state is _State.RUNNING
+        self._take_worker_back()
         self._state = _State.STOPPING
         self._host.counts.cancelled += 1
         self._host.counts.running -= was_running
@@ -203,6 +218,7 @@ class SimulatedTask:
         if self._state not in (_State.WAITING, _State.RUNNING):
             return
         host = self._host
+        self._take_worker_back()
         rows = [step.inputs for index, step in enumerate(self._all_steps()) if index >= self._num_settled]
         host.faults.note(FaultKind.KILL, host.name, self._number, self._index, tuple(chain.from_iterable(rows)))
         what = f"died {self._deaths} times" if self._deaths else "is lost with what waited for it"
@@ -228,6 +244,7 @@ class SimulatedTask:
         host.counts.running += 1
         self._index = 0
         self._produced_bytes = 0
+        self._num_beyond = 0
         self._steps = self._all_steps()
         self._slowness = 1.0
         if host.faults.draw_for_task() is FaultKind.SLOW:
@@ -248,15 +265,23 @@ class SimulatedTask:
             self._end()
             self._tell()
 
-    def _go_on(self, done: Step) -> None:
-        """Begin the next step, unless the work or the allotment is done."""
-        step = self._step = next(self._steps, None)
+    def _go_on(self, done: Step, step: Step | None) -> None:
+        """Begin the next step, unless the work or the allotment is done, or there is no room."""
+        self._step = step
         if step is None:
             self._end()
         elif self._is_spent() and step.position != done.position:
             self._end(step.position)
+        elif self._num_beyond > self._max_beyond:
+            self._is_held = True
+            self._workers.lend()
         else:
             self._begin(step.seconds * self._slowness)
+
+    def _take_worker_back(self) -> None:
+        if self._is_held:
+            self._is_held = False
+            self._workers.take_back()
 
     def _begin(self, seconds: float) -> None:
         host = self._host
@@ -291,6 +316,12 @@ class SimulatedTask:
         if self._state is not _State.RUNNING or step is None:
             return
         host = self._host
+        following = next(self._steps, None)
+        if self._index not in self._errors:
+            self._produced_bytes += step.num_bytes
+        is_in_call = following is not None and following.position == step.position
+        needs_room = is_in_call and self._produced_bytes > self._cuts.room_bytes
+        self._num_beyond += needs_room
         # A task that is run again has its outputs matched by index: what has surfaced, or failed, does not do so again.
         is_new = self._index >= self._num_settled
         if is_new:
@@ -299,11 +330,11 @@ class SimulatedTask:
             self._num_settled += 1
             host.store.add(step.num_bytes)
             outcome = lost or host.metadata(step, step.seconds * self._slowness)
+            if needs_room and isinstance(outcome, OutputMetadata):
+                outcome = replace(outcome, needs_room=True)
             self._add(step.rows, step.num_rows, step.num_bytes, outcome)
-        if self._index not in self._errors:
-            self._produced_bytes += step.num_bytes
         self._index += 1
-        self._go_on(step)
+        self._go_on(step, following)
         if is_new:
             self._tell()
 
@@ -320,7 +351,7 @@ class SimulatedTask:
             self._errors = {**self._errors, self._index: error}
             self._num_settled += 1
             self._index += 1
-            self._go_on(step)
+            self._go_on(step, next(self._steps, None))
         else:
             rest = next((other.position for other in self._steps if other.position != step.position), None)
             self._end(rest, error)

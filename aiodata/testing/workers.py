@@ -32,6 +32,12 @@ class Workers(Protocol):
     def release(self) -> None:
         """Take back what one that was started took."""
 
+    def lend(self) -> None:
+        """Take back what one took that waits for room, if it needs none of it meanwhile."""
+
+    def take_back(self) -> None:
+        """Let one have again what it has lent, whether or not that is free: it goes on at once."""
+
     def lose(self) -> None:
         """Take note that one that was started has lost its worker for good."""
 
@@ -88,12 +94,16 @@ class Pool:
             if waiter.is_waiting:
                 self._start(share, waiter)
 
+    def take(self, share: Share) -> None:
+        """Take a share that may not be free."""
+        self._free_cpus -= share.num_cpus
+        self._free_gpus -= share.num_gpus
+
     def _fits(self, share: Share) -> bool:
         return share.num_cpus <= self._free_cpus + _TOLERANCE and share.num_gpus <= self._free_gpus + _TOLERANCE
 
     def _start(self, share: Share, waiter: Waiter) -> None:
-        self._free_cpus -= share.num_cpus
-        self._free_gpus -= share.num_gpus
+        self.take(share)
         waiter.start()
 
 
@@ -113,6 +123,14 @@ class Share:
     def release(self) -> None:
         """Give back what one took."""
         self._pool.release(self)
+
+    def lend(self) -> None:
+        """Give back what one took: as on Ray, it needs no CPU while it waits."""
+        self._pool.release(self)
+
+    def take_back(self) -> None:
+        """Take it again: as on Ray, more may run than there are CPUs for, for a while."""
+        self._pool.take(self)
 
     def lose(self) -> None:
         """Give back what one took: another worker takes the place of one that was lost."""

@@ -89,6 +89,7 @@ class FakeTask:
         refs: The blocks that it was given, until it ends.
         is_running: Whether it has neither ended nor was cancelled.
         has_ended: Whether it has said goodbye.
+        room: How many blocks it may make beyond the room that it had.
     """
 
     def __init__(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> None:
@@ -98,6 +99,7 @@ class FakeTask:
         self.was_cancelled = False
         self.has_ended = False
         self.num_pulls = 0
+        self.room = 0
         self._on_ready = on_ready
         self._pairs: list[Pair] = []
 
@@ -116,6 +118,9 @@ class FakeTask:
         self.num_pulls += 1
         pairs, self._pairs = self._pairs, []
         return pairs
+
+    def give_room(self, num_blocks: int) -> None:
+        self.room = num_blocks
 
     def cancel(self) -> None:
         self.was_cancelled = True

@@ -76,7 +76,7 @@ def test_all_who_are_refused_are_told_in_the_order_of_asking_and_may_ask_again_a
 def test_expectation_is_the_allotment_however_little_tasks_produce() -> None:
     expectation = Expectation(64)
     assert expectation.num_bytes == 64
-    expectation.observe(0)
+    expectation.observe(0, 0)
     assert expectation.num_bytes == 64
 
 
@@ -84,7 +84,7 @@ def test_expectation_rises_at_once_and_falls_by_a_tenth() -> None:
     expectation = Expectation(850)
     seen = []
     for produced in (100, 1000, 10, 10, 895):
-        expectation.observe(produced)
+        expectation.observe(produced, 0)
         seen.append(expectation.num_bytes)
     assert seen == [850, 1000, 900, 850, 895]
 

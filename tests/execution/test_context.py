@@ -13,6 +13,7 @@ from aiodata.execution.workers import ActorPool, TaskWorkers, Workers
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Apply, Plan, Read, Resources
 from aiodata.plan.optimize import MapStage, ReadStage
+from aiodata.plan.passes import FIRST_PASS
 from aiodata.plan.transforms import MapBatches
 from tests.execution.fakes import OPTIONS, FakeRuntime, IdsSource
 from tests.execution.runs import alone, plan, started
@@ -35,7 +36,7 @@ class Model:
 
 def resources(stage: ReadStage | MapStage, options: ExecutionOptions = ASKED) -> Resources:
     unused: Any = None
-    return RunContext(unused, options, unused, unused, unused).resources(stage)
+    return RunContext(unused, options, unused, unused, unused, FIRST_PASS).resources(stage)
 
 
 def test_tasks_that_read_take_what_the_options_say() -> None:

@@ -39,6 +39,9 @@ class Owner:
     def on_pull_again(self, task: DataOpTask) -> None:
         self.again(task)
 
+    def on_needs_room(self, task: DataOpTask) -> None:
+        self.seen.append("needs room")
+
     def on_lost(self, task: DataOpTask, error: Exception) -> None:
         self.seen.append(error)
 

@@ -29,7 +29,7 @@ def cuts_after(
     pacing = Pacing(target, budget, calls_user_code=calls_user_code, calls_in_flight=calls_in_flight)
     for calls, seconds in outputs:
         pacing.observe(OutputMetadata(METADATA, calls, seconds))
-    return pacing.cuts(is_early=is_early)
+    return pacing.cuts(is_early=is_early, room_bytes=1 << 40)
 
 
 def test_first_tasks_of_user_code_are_short() -> None:
@@ -93,10 +93,10 @@ def test_first_task_is_a_few_blocks_however_small_they_are() -> None:
 )
 def test_small_blocks_that_come_fast_are_handed_over_in_groups(num_bytes: int, seconds: float, in_groups: bool) -> None:
     pacing = Pacing(32 * MIB, 1 << 50, calls_user_code=True)
-    assert not pacing.cuts(is_early=False).in_groups
+    assert not pacing.cuts(is_early=False, room_bytes=1 << 40).in_groups
     for _ in range(3):
         pacing.observe(OutputMetadata(replace(METADATA, num_bytes=num_bytes), 1, seconds))
-    assert pacing.cuts(is_early=False).in_groups == in_groups
+    assert pacing.cuts(is_early=False, room_bytes=1 << 40).in_groups == in_groups
 
 
 @pytest.mark.parametrize(("num_columns", "in_groups"), [(256, True), (257, False)])
@@ -105,7 +105,7 @@ def test_blocks_of_many_columns_are_handed_over_alone(num_columns: int, in_group
     schema = pa.schema([(str(number), pa.int8()) for number in range(num_columns)])
     pacing.observe(OutputMetadata(replace(METADATA, schema=schema), 1, 1e-4))
     pacing.observe(OutputMetadata(METADATA, 1, 1e-4))
-    assert pacing.cuts(is_early=False).in_groups == in_groups
+    assert pacing.cuts(is_early=False, room_bytes=1 << 40).in_groups == in_groups
 
 
 @pytest.mark.parametrize("target", [MIB, 32 * MIB])

@@ -37,7 +37,7 @@ def fails_without_a_goodbye(_: None) -> Iterator[Report]:
 @pytest.mark.parametrize("function", [fails_after_its_goodbye, fails_without_a_goodbye])
 async def test_error_of_a_task_does_not_keep_it_alive(function: Any) -> None:
     generator = compat.streaming_function(function, 2).remote(None)
-    task = RayTask("read", generator, 2, Session(), lambda _: None, 0)
+    task = RayTask("read", generator, 2, Session(), lambda _: None, 0, lambda _: None)
     complete = Wakeup()
     task.when_complete(complete.set)
     await complete.wait()
@@ -66,7 +66,7 @@ async def test_stream_of_a_cancelled_task_is_kept_until_its_worker_has_come_to_r
     held, left = tmp_path / "held", tmp_path / "left"
     generator = compat.streaming_function(pauses, 2).remote((str(held), str(left)))
     ready = anyio.Event()
-    task = RayTask("read", generator, 2, Session(), lambda _: ready.set(), 0)
+    task = RayTask("read", generator, 2, Session(), lambda _: ready.set(), 0, lambda _: None)
     await ready.wait()
     with without_gc():
         task.cancel()

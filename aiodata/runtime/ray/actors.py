@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import ray
@@ -14,6 +15,7 @@ from aiodata.errors import TaskError
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady
 from aiodata.runtime.ray.compat import when_settled
+from aiodata.runtime.ray.gate import Gate
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.starts import Start
 from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
@@ -27,15 +29,17 @@ class RayActor:
         name: What errors call it.
         handle: Ray's handle of the actor; see `worker.StageActor`.
         session: The run's connection to Ray.
+        gate: Where its tasks wait for room.
         start: Where its start is noted.
     """
 
-    def __init__(self, name: str, handle: Any, session: Session, start: Start) -> None:
+    def __init__(self, name: str, handle: Any, session: Session, gate: Gate, start: Start) -> None:
         """Have the actor build its state, which may take long, and say before that it is there."""
         self._start = start
         self._name = name
         self._handle = handle
         self._session = session
+        self._gate = gate
         # Those that Ray is not done with.
         self._tasks: set[RayTask] = set()
         self._is_there = self._probe()
@@ -58,9 +62,12 @@ class RayActor:
         """Call the actor; Ray queues the call there."""
         in_groups = work.cuts.in_groups
         method = self._handle.run_in_groups if in_groups else self._handle.run
-        generator = method.remote(work, *refs)
+        at_gate = self._gate.new_ticket()
+        generator = method.remote(work, at_gate, *refs)
         held_bytes = max_held_bytes(work, refs, self._session)
-        task = RayTask(self._name, generator, report_size(in_groups=in_groups), self._session, on_ready, held_bytes)
+        size = report_size(in_groups=in_groups)
+        give_room = partial(self._gate.give, at_gate)
+        task = RayTask(self._name, generator, size, self._session, on_ready, held_bytes, give_room)
         self._tasks.add(task)
         task.when_complete(lambda: self._note_complete(task))
         return task

@@ -25,12 +25,9 @@ from aiodata.runtime.forked import check_not_forked, is_forked
 from aiodata.runtime.hosting import Service
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.placement import ANYWHERE, refusals
-from aiodata.runtime.ray.session import Session
+from aiodata.runtime.ray.session import NAMESPACE, Session
 from aiodata.runtime.ray.start import ensure_ray, ensure_ray_blocking
 from aiodata.runtime.ray.worker import PackedError, pack_exception, unpack_error
-
-# Where names are unique unless the caller says otherwise: Ray's own default is a namespace that no other driver sees.
-NAMESPACE = "aiodata"
 
 # How long a call goes on trying while the service can not be reached, in seconds.
 _UNREACHABLE_S = 3.0

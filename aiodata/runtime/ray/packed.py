@@ -68,6 +68,7 @@ class ReportPacker:
                 _pack_learned(metadata.learned),
                 errors,
                 metadata.failed_rows,
+                metadata.needs_room,
             )
         )
 
@@ -91,9 +92,9 @@ def unpack_report(packed: bytes) -> tuple[tuple[OutputMetadata, ...], Any]:
             task_s,
             _unpack_learned(learned),
             tuple(error.unpack() for error in errors),
-            failed_rows,
+            *rest,
         )
-        for num_rows, num_bytes, packed_schema, source, spans, calls, task_s, learned, errors, failed_rows in said
+        for num_rows, num_bytes, packed_schema, source, spans, calls, task_s, learned, errors, *rest in said
     )
     return outputs, end
 

@@ -24,6 +24,7 @@ from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
+from aiodata.runtime.ray.gate import Gate
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.placement import Placement, look, refusals
 from aiodata.runtime.ray.session import Session
@@ -64,6 +65,7 @@ class RayRuntime:
         self._stages: list[RayStage] = []
         self._placement = placement
         self._starts = Starts(lambda: session.is_down, dict(placement.room_now(of_run)))
+        self._gate = Gate(session)
 
     def max_at_once(self, resources: Resources) -> int | None:
         """Return how many there is room for, on the cluster or in the placement group that they run in."""
@@ -80,13 +82,14 @@ class RayRuntime:
         if len(packed) > _INLINE_CHAIN_BYTES:
             packed = await self.put(packed)
         asked = _asked(resources, self._placement.strategy(resources))
-        stage = RayStage(name, packed, asked, self._session, self._options, self._starts.stage(resources))
+        stage = RayStage(name, packed, asked, self._session, self._options, self._gate, self._starts.stage(resources))
         self._stages.append(stage)
         return stage
 
     def close(self) -> None:
         """Let go of the chains that were stored: what is left of a run may wait for the cyclic garbage collection."""
         self._starts.stop()
+        self._gate.close()
         while self._stages:
             self._stages.pop().close()
 
@@ -171,6 +174,7 @@ class RayStage:
         asked: What each task or actor asks of Ray.
         session: The run's connection to Ray.
         options: The run's options.
+        gate: Where tasks wait for room.
         starts: Where it is noted which tasks have started.
 
     Raises:
@@ -184,6 +188,7 @@ class RayStage:
         asked: dict[str, Any],
         session: Session,
         options: ExecutionOptions,
+        gate: Gate,
         starts: StageStarts,
     ) -> None:
         """Bind what all tasks and actors of the stage share."""
@@ -198,6 +203,7 @@ class RayStage:
         self._name = name
         self._chain = chain
         self._session = session
+        self._gate = gate
         self._starts = starts
 
     def close(self) -> None:
@@ -208,14 +214,16 @@ class RayStage:
         """Start a streaming Ray task."""
         in_groups = work.cuts.in_groups
         start = self._starts.submit()
+        at_gate = self._gate.new_ticket()
         with refusals(self._name, self._asked):
-            generator = self._functions[in_groups].remote(self._chain, work, start.announces, *refs)
+            generator = self._functions[in_groups].remote(self._chain, work, at_gate, start.announces, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
         size = report_size(in_groups=in_groups)
-        return RayTask(self._name, generator, size, self._session, on_ready, held_bytes, start)
+        give_room = partial(self._gate.give, at_gate)
+        return RayTask(self._name, generator, size, self._session, on_ready, held_bytes, give_room, start)
 
     def start_actor(self) -> RayActor:
         """Start a Ray actor, which Ray starts again with its calls if it dies."""
         with refusals(self._name, self._asked):
             handle = self._actor_class.remote(self._chain)
-        return RayActor(self._name, handle, self._session, self._starts.submit(is_actor=True))
+        return RayActor(self._name, handle, self._session, self._gate, self._starts.submit(is_actor=True))

@@ -13,6 +13,10 @@ import ray
 from aiodata.errors import RuntimeUnavailableError
 from aiodata.runtime.ray.compat import when_released, when_shut_down
 
+# Where names of actors are unique unless the caller says otherwise: Ray's own default is a namespace that no other
+# driver sees.
+NAMESPACE = "aiodata"
+
 
 class Session:
     """A run's connection to Ray.

@@ -29,11 +29,13 @@ class RayTask:
         session: The run's connection to Ray.
         on_ready: See `Stage.submit`.
         max_held_bytes: How much of its output is kept until it is complete; see `HeldOutputs`.
+        give_room: What tells it how many blocks it may make beyond the room that it had.
         start: Where its start and its end are noted, if they are; a task that announces itself does so in its first
             report.
 
     Attributes:
         is_cancelled: Whether Ray was asked to stop it.
+        give_room: See `Task.give_room`.
     """
 
     def __init__(
@@ -44,6 +46,7 @@ class RayTask:
         session: Session,
         on_ready: OnReady,
         max_held_bytes: int,
+        give_room: Callable[[int], None],
         start: Start | None = None,
     ) -> None:
         """Start to listen for the first report."""
@@ -60,6 +63,7 @@ class RayTask:
         self._early: list[Pair] = []
         self._is_listening = False
         self.is_cancelled = False
+        self.give_room = give_room
         self._held = HeldOutputs(max_held_bytes) if max_held_bytes else None
         if self._held is not None:
             # Not by way of the loop, which may be closed by then.
