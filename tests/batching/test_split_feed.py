@@ -12,10 +12,6 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import aiodata
-from aiodata.batching import split_feed
-from aiodata.batching.feed import fetch_rows
-from aiodata.bundle import RefBundle
-from aiodata.runtime.base import Runtime
 from tests.batching.services import LocalService, splits_of
 from tests.splits import Split, leave_by_break, read_all
 
@@ -120,21 +116,3 @@ async def test_consumers_that_leave_at_any_moment_share_each_epoch_and_leave_all
                 for split in splits:
                     group.start_soon(read_last, split)
             assert sorted(last) == list(range(24 * 7))
-
-
-async def test_block_that_does_not_come_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    stuck = set[int]()
-
-    async def fetch_second_time(runtime: Runtime, bundle: RefBundle) -> Any:
-        if bundle.start not in stuck:
-            stuck.add(bundle.start)
-            await anyio.sleep_forever()
-        return await fetch_rows(runtime, bundle)
-
-    monkeypatch.setattr(split_feed, "fetch_rows", fetch_second_time)
-    monkeypatch.setattr(split_feed, "_PATIENCE_S", 0.01)
-    with anyio.fail_after(10):
-        async with splits_of(aiodata.range(100, num_blocks=4), 1) as (service, (split,)):
-            assert sorted(await read_all(split)) == list(range(100))
-            assert sum(name == "again" for name, _ in service.calls) == len(stuck)
-            assert stuck

@@ -26,6 +26,7 @@ import logging
 import os
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from importlib import import_module
 from inspect import isgeneratorfunction
 from typing import Any, Protocol
 
@@ -162,6 +163,22 @@ def node_of(ref: ray.ObjectRef) -> str | None:
     """Return the id of a node that holds an object, if this process knows one; asks nobody."""
     nodes: list[str] = _location(ref).get("node_ids") or []
     return nodes[0] if nodes else None
+
+
+def owner_of(ref: ray.ObjectRef) -> str:
+    """Name the process that owns an object, as Ray's logs do; asks nobody."""
+    try:
+        address = import_module("ray.core.generated.common_pb2").Address.FromString(ref.owner_address())
+    except (AttributeError, ImportError):
+        return "the process that made it"
+    place = f"worker {address.worker_id.hex()} at {address.ip_address}:{address.port} on node {address.node_id.hex()}"
+    is_own = address.worker_id.hex() == ray.get_runtime_context().get_worker_id()
+    return f"this process ({place})" if is_own else place
+
+
+def is_settled(ref: ray.ObjectRef) -> bool:
+    """Return whether this process knows that an object is there, or why not; asks nobody, and fetches nothing."""
+    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
 
 
 def _location(ref: ray.ObjectRef) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
+from aiodata.runtime.ray.fetching import fetch
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
@@ -96,7 +97,7 @@ class RayRuntime:
         if isinstance(ref, InlineBlock):
             return ref.table
         try:
-            return await ref
+            return await fetch(ref, "block")
         except RayError as error:
             raise lost("a block", error) from error
 
