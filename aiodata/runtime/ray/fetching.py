@@ -8,6 +8,7 @@ or its owner silent.
 from __future__ import annotations
 
 import logging
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -33,8 +34,8 @@ class Patience:
     """How long an object is waited for; all in seconds but `bytes_per_s`.
 
     Attributes:
-        ask_after_s: When it is looked after first; then after twice as long, and so on.
-        ask_every_s: The longest time between two looks.
+        look_after_s: When it is looked after again, for the first time; then after twice as long, and so on.
+        look_every_s: The longest time between two looks.
         warn_after_s: Looks after this time warn.
         give_up_s: When one that its owner says to be there counts as unreachable.
         bytes_per_s: A large one may take longer: so slow may be the way to it.
@@ -42,8 +43,8 @@ class Patience:
             function that takes its time.
     """
 
-    ask_after_s: float = 0.25
-    ask_every_s: float = 8.0
+    look_after_s: float = 0.25
+    look_every_s: float = 8.0
     warn_after_s: float = 5.0
     give_up_s: float = 60.0
     bytes_per_s: int = MIB
@@ -67,15 +68,16 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
         RuntimeUnavailableError: Ray was shut down meanwhile.
     """
     patience = patience or PATIENCE
-    started_s, pause_s = current_time(), patience.ask_after_s
+    started_s, pause_s = current_time(), patience.look_after_s
     while True:
+        if not (is_there := compat.is_settled(ref)):
+            await _renew(ref)
         # Cancelled, this takes nothing back: Ray goes on bringing the object here.
         with anyio.move_on_after(pause_s):
             return await _value(ref)
-        if not ray.is_initialized():
-            raise RuntimeUnavailableError("Ray was shut down while something was fetched")  # It would start anew.
+        if not ray.is_initialized():  # It would start anew.
+            raise RuntimeUnavailableError("Ray was shut down while something was fetched")
         waited_s = current_time() - started_s
-        is_there = compat.is_settled(ref)
         size = compat.size_of(ref)
         longest_s = patience.give_up_s + (size or 0) / patience.bytes_per_s if is_there else patience.make_s
         if waited_s >= longest_s:
@@ -83,9 +85,7 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
         if waited_s >= patience.warn_after_s:
             message = "%s has not come for %.0f s: %s; it is asked for again"
             _logger.warning(message, _name(what, ref, size), waited_s, _state(ref, is_there=is_there))
-        if not is_there:
-            await _renew(ref)
-        pause_s = min(2 * pause_s, patience.ask_every_s)
+        pause_s = min(2 * pause_s, patience.look_every_s)
 
 
 async def _value(ref: ray.ObjectRef) -> Any:
@@ -96,17 +96,10 @@ async def _renew(ref: ray.ObjectRef) -> None:
     """Have this process ask an object's owner where it is, once more.
 
     Ray does so whenever a reference comes out of an object that is read. It forgets the answer when it lets go of the
-    last reference, but in two steps: if another one arrives between them, the answer that came with it is forgotten.
+    last reference, but in two steps; where another one arrives between them, the answer that it brought is forgotten.
     """
-    with anyio.move_on_after(_RENEW_S):
-        await call_in_thread(partial(_take_out_anew, ref), grace_s=_RENEW_S)
-
-
-def _take_out_anew(ref: ray.ObjectRef) -> None:
-    try:
-        ray.get(ray.put([ref]))
-    except RayError as error:
-        _logger.warning("the owner of %s could not be asked anew: %s", ref.hex(), error)
+    with suppress(RayError), anyio.move_on_after(_RENEW_S):
+        await (await call_in_thread(partial(ray.put, [ref]), grace_s=_RENEW_S))
 
 
 def _name(what: str, ref: ray.ObjectRef, size: int | None) -> str:
