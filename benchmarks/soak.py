@@ -34,6 +34,9 @@ PAUSES_S = (0.0, 1.0, 4.0, 10.0)
 _STUCK_AFTER_S = 240.0
 _REPORT_EVERY_S = 30.0
 
+# Warnings that a report shows, the latest ones.
+_MAX_LINES = 20
+
 
 @dataclass(frozen=True, slots=True)
 class Kind:
@@ -61,12 +64,12 @@ class Tally:
     Attributes:
         epochs: Epochs that ended with the right rows, by kind.
         faults: What went wrong, one line each.
-        warnings: What aiodata warned of in this process, by its first words.
+        warnings: What aiodata warned of in this process.
     """
 
     epochs: Counter[Kind] = field(default_factory=Counter)
     faults: list[str] = field(default_factory=list)
-    warnings: Counter[str] = field(default_factory=Counter)
+    warnings: list[str] = field(default_factory=list)
 
 
 async def read(split: aiodata.SplitIterator, pause_s: float) -> list[int]:
@@ -125,7 +128,7 @@ async def run_kinds(
     tally = Tally()
     num_pairs = num_pairs or len(kinds)
     until_s = time.monotonic() + within_s
-    with _counted_warnings(tally):
+    with _noted_warnings(tally):
         async with anyio.create_task_group() as group:
             group.start_soon(_report, tally)
             async with anyio.create_task_group() as pairs:
@@ -144,12 +147,12 @@ def _fault_in(parts: list[list[int]], kind: Kind) -> str | None:
 
 
 @contextmanager
-def _counted_warnings(tally: Tally) -> Iterator[None]:
-    class Count(logging.Handler):
+def _noted_warnings(tally: Tally) -> Iterator[None]:
+    class Note(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            tally.warnings[str(record.msg)] += 1
+            tally.warnings.append(f"{time.strftime('%X')} {record.getMessage()}")
 
-    handler = Count(logging.WARNING)
+    handler = Note(logging.WARNING)
     logging.getLogger("aiodata").addHandler(handler)
     try:
         yield
@@ -170,7 +173,7 @@ def show(tally: Tally) -> None:
         by_pause[kind.pause_s] += number
     by = ", ".join(f"{number} with {pause_s:g} s" for pause_s, number in sorted(by_pause.items()))
     typer.echo(f"{time.strftime('%X')} {tally.epochs.total()} epochs ({by}); {len(tally.faults)} faults")
-    for line in (*tally.faults, *(f"{number} x {words}" for words, number in tally.warnings.items())):
+    for line in (*tally.faults, *tally.warnings[-_MAX_LINES:]):
         typer.echo(f"    {line}")
 
 

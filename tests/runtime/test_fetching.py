@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from time import perf_counter
 from typing import Any
 
 import anyio
@@ -105,6 +106,18 @@ def test_object_that_is_there_and_does_not_come_is_told_within_ten_seconds_and_i
 
     with caplog.at_level(logging.WARNING, "aiodata"):
         run()
+
+
+async def test_time_in_which_the_event_loop_is_held_does_not_count(stuck: Stuck) -> None:
+    stuck.is_there, stuck.comes_after = True, 1
+    patience = replace(SHORT, look_after_s=0.1)
+    async with anyio.create_task_group() as group:
+        group.start_soon(fetch, stuck, "block", patience)
+        await anyio.wait_all_tasks_blocked()
+        until_s = perf_counter() + patience.give_up_s
+        while perf_counter() < until_s:
+            pass
+        stuck.asked = 1
 
 
 def test_large_object_may_take_the_longer(stuck: Stuck) -> None:

@@ -15,7 +15,6 @@ from typing import Any
 
 import anyio
 import ray
-from anyio import current_time
 from ray.exceptions import RayError
 
 from aiodata.concurrency import call_in_thread
@@ -68,7 +67,7 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
         RuntimeUnavailableError: Ray was shut down meanwhile.
     """
     patience = patience or PATIENCE
-    started_s, pause_s = current_time(), patience.look_after_s
+    waited_s, pause_s = 0.0, patience.look_after_s
     while True:
         if not (is_there := compat.is_settled(ref)):
             await _renew(ref)
@@ -77,7 +76,8 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
             return await _value(ref)
         if not ray.is_initialized():  # It would start anew.
             raise RuntimeUnavailableError("Ray was shut down while something was fetched")
-        waited_s = current_time() - started_s
+        # Not by the clock: the object may have come, and its reader hold the event loop meanwhile.
+        waited_s += pause_s
         size = compat.size_of(ref)
         longest_s = patience.give_up_s + (size or 0) / patience.bytes_per_s if is_there else patience.make_s
         if waited_s >= longest_s:
