@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from time import perf_counter
@@ -15,6 +16,7 @@ import ray
 
 import aiodata
 from aiodata import AiodataError
+from aiodata.concurrency import call_in_thread
 from aiodata.options import MIB
 from aiodata.runtime.ray import compat, fetching, runtime
 from aiodata.runtime.ray.fetching import Patience, fetch
@@ -60,7 +62,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Stuck:
     """An object that is looked at in place of all of Ray's."""
     one = Stuck()
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
-    monkeypatch.setattr(compat, "is_settled", lambda ref: ref.is_there)
+    monkeypatch.setattr(compat, "unsettled", lambda refs: [ref for ref in refs if not ref.is_there])
     monkeypatch.setattr(compat, "size_of", lambda ref: ref.size)
     monkeypatch.setattr(compat, "node_of", lambda _: "node 7")
     monkeypatch.setattr(compat, "owner_of", lambda _: "worker 5")
@@ -188,6 +190,23 @@ async def late_value(ref: ray.ObjectRef) -> None:
 
 
 @pytest.mark.ray
+async def test_task_that_is_given_a_lost_object_gets_it(owner: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[ray.ObjectRef] = []
+    take, done = fetching._take_out_anew, threading.Event()
+
+    def noted_take(refs: list[ray.ObjectRef]) -> None:
+        taken.extend(refs)
+        take(refs)
+        done.set()
+
+    monkeypatch.setattr(fetching, "_take_out_anew", noted_take)
+    late, there = await owner.refs.remote(owner)
+    fetching.look_after([there, late, there, "no reference"])
+    assert await call_in_thread(lambda: done.wait(60), grace_s=0)
+    assert taken[-1] == late
+
+
+@pytest.mark.ray
 async def test_reference_that_is_renewed_has_its_owner_asked(owner: Any) -> None:
     _, there = await owner.refs.remote(owner)
     with anyio.fail_after(30):
@@ -211,7 +230,7 @@ class Injected:
 @pytest.fixture
 def injected(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> Injected:
     seen = Injected()
-    value, renew, is_settled = fetching._value, fetching._renew, compat.is_settled
+    value, renew, unsettled = fetching._value, fetching._renew, compat.unsettled
 
     async def stuck_value(ref: ray.ObjectRef) -> Any:
         if ref.binary() not in seen.renewed:
@@ -227,9 +246,12 @@ def injected(monkeypatch: pytest.MonkeyPatch, ray_cluster: None) -> Injected:
     monkeypatch.setattr(fetching, "PATIENCE", SHORT)
     monkeypatch.setattr(fetching, "_value", stuck_value)
     monkeypatch.setattr(fetching, "_renew", noted_renew)
-    monkeypatch.setattr(
-        compat, "is_settled", lambda ref: ref.binary() not in seen.stuck - seen.renewed and is_settled(ref)
-    )
+
+    def unsettled_or_stuck(refs: list[ray.ObjectRef]) -> list[ray.ObjectRef]:
+        stuck = seen.stuck - seen.renewed
+        return [ref for ref in refs if ref.binary() in stuck or unsettled([ref])]
+
+    monkeypatch.setattr(compat, "unsettled", unsettled_or_stuck)
     return seen
 
 

@@ -14,6 +14,7 @@ from aiodata.errors import TaskError
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady
 from aiodata.runtime.ray.compat import when_settled
+from aiodata.runtime.ray.fetching import look_after
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.starts import Start
 from aiodata.runtime.ray.tasks import RayTask, max_held_bytes
@@ -58,6 +59,7 @@ class RayActor:
         """Call the actor; Ray queues the call there."""
         in_groups = work.cuts.in_groups
         method = self._handle.run_in_groups if in_groups else self._handle.run
+        look_after(refs)
         generator = method.remote(work, *refs)
         held_bytes = max_held_bytes(work, refs, self._session)
         task = RayTask(self._name, generator, report_size(in_groups=in_groups), self._session, on_ready, held_bytes)

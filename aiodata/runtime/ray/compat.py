@@ -25,7 +25,7 @@ import asyncio
 import logging
 import os
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import import_module
 from inspect import isgeneratorfunction
 from typing import Any, Protocol
@@ -176,9 +176,14 @@ def owner_of(ref: ray.ObjectRef) -> str:
     return f"this process ({place})" if is_own else place
 
 
-def is_settled(ref: ray.ObjectRef) -> bool:
-    """Return whether this process knows that an object is there, or why not; asks nobody, and fetches nothing."""
-    return bool(ray.wait([ref], timeout=0, fetch_local=False)[0])
+def unsettled(refs: Sequence[ray.ObjectRef]) -> list[ray.ObjectRef]:
+    """Return those of which this process knows neither that they are there nor why not; asks nobody (3 µs).
+
+    Args:
+        refs: References, each but once.
+    """
+    left: list[ray.ObjectRef] = ray.wait(refs, num_returns=len(refs), timeout=0, fetch_local=False)[1] if refs else []
+    return left
 
 
 def _location(ref: ray.ObjectRef) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Fetching: an object that should be there is waited for, but neither in silence nor for ever.
 
-What can keep an object from coming, and what is done about it: this process may have lost track of it (Ray 2.60 does,
-see `renew`), so its owner is asked anew; its node may be gone, so that Ray makes it again; the way to it may be slow,
-or its owner silent.
+What can keep an object from coming: this process has lost track of it, as Ray 2.60 does now and then (see
+`_take_out_anew`), and its owner has to be asked anew; its node is gone, and Ray makes it again; the way to it is slow.
+The first is mended at once, the others have their time.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -17,7 +18,7 @@ import anyio
 import ray
 from ray.exceptions import RayError
 
-from aiodata.concurrency import call_in_thread
+from aiodata.concurrency import call_in_thread, run_in_thread
 from aiodata.errors import AiodataError, RuntimeUnavailableError
 from aiodata.options import MIB
 from aiodata.runtime.ray import compat
@@ -69,7 +70,7 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
     patience = patience or PATIENCE
     waited_s, pause_s = 0.0, patience.look_after_s
     while True:
-        if not (is_there := compat.is_settled(ref)):
+        if not (is_there := not compat.unsettled([ref])):
             await _renew(ref)
         # Cancelled, this takes nothing back: Ray goes on bringing the object here.
         with anyio.move_on_after(pause_s):
@@ -88,18 +89,36 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
         pause_s = min(2 * pause_s, patience.look_every_s)
 
 
+def look_after(refs: Sequence[Any]) -> None:
+    """Have a task that is given objects not wait for ever for one that this process has lost track of.
+
+    Those that a run has made are its own, and known. Others may have come here by two ways, as those of a materialized
+    dataset do that is sent to this process twice.
+    """
+    lost = compat.unsettled(list(dict.fromkeys(ref for ref in refs if isinstance(ref, ray.ObjectRef))))
+    if lost:
+        run_in_thread(partial(_take_out_anew, lost))
+
+
 async def _value(ref: ray.ObjectRef) -> Any:
     return await ref
 
 
 async def _renew(ref: ray.ObjectRef) -> None:
-    """Have this process ask an object's owner where it is, once more.
+    """Have this process ask an object's owner where it is, once more."""
+    with anyio.move_on_after(_RENEW_S):
+        await call_in_thread(partial(_take_out_anew, [ref]), grace_s=_RENEW_S)
 
-    Ray does so whenever a reference comes out of an object that is read. It forgets the answer when it lets go of the
-    last reference, but in two steps; where another one arrives between them, the answer that it brought is forgotten.
+
+def _take_out_anew(refs: list[ray.ObjectRef]) -> None:
+    """Have this process ask for the owners' answers; Ray does so when references come out of an object that is read.
+
+    It forgets the answer when it lets go of the last reference, but in two steps; where another one arrives between
+    them, the answer that it brought is forgotten with the old one.
     """
-    with suppress(RayError), anyio.move_on_after(_RENEW_S):
-        await (await call_in_thread(partial(ray.put, [ref]), grace_s=_RENEW_S))
+    with suppress(RayError, TimeoutError):
+        if ray.is_initialized():
+            ray.put(refs).future().result(_RENEW_S)
 
 
 def _name(what: str, ref: ray.ObjectRef, size: int | None) -> str:

@@ -24,7 +24,7 @@ from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
-from aiodata.runtime.ray.fetching import fetch
+from aiodata.runtime.ray.fetching import fetch, look_after
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
@@ -197,6 +197,7 @@ class RayStage:
         """Start a streaming Ray task."""
         in_groups = work.cuts.in_groups
         start = self._starts.submit()
+        look_after(refs)
         generator = self._functions[in_groups].remote(self._chain, work, start.announces, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
         size = report_size(in_groups=in_groups)
