@@ -31,7 +31,7 @@ BATCH_ROWS = 10
 PAUSES_S = (0.0, 1.0, 4.0, 10.0)
 
 # Far beyond the longest pause, and beyond the time after which a fetch gives up.
-_STUCK_AFTER_S = 240.0
+STUCK_AFTER_S = 240.0
 _REPORT_EVERY_S = 30.0
 
 # Warnings that a report shows, the latest ones.
@@ -100,7 +100,7 @@ async def run_pair(kind: Kind, tally: Tally, num_epochs: int, until_s: float) ->
             parts[index] = await reading
 
         try:
-            with anyio.fail_after(_STUCK_AFTER_S):
+            with anyio.fail_after(STUCK_AFTER_S):
                 async with anyio.create_task_group() as group:
                     group.start_soon(fill, 0, read(splits[0], kind.pause_s))
                     other = reader.read.remote(splits[1], 0.0) if reader else read(splits[1], 0.0)
