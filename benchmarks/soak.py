@@ -25,6 +25,8 @@ import aiodata
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from anyio.abc import TaskStatus
+
 NUM_ROWS = 2000
 NUM_BLOCKS = 20
 BATCH_ROWS = 10
@@ -83,35 +85,53 @@ async def read(split: aiodata.SplitIterator, pause_s: float) -> list[int]:
 
 
 class _Reader:
+    async def start(self) -> None:
+        """Be there."""
+
     async def read(self, split: aiodata.SplitIterator, pause_s: float) -> list[int]:
         return await read(split, pause_s)
 
 
-async def run_pair(kind: Kind, tally: Tally, num_epochs: int, until_s: float) -> None:
-    """Run so many epochs of one pair, as far as time allows."""
+async def run_pair(
+    kind: Kind,
+    tally: Tally,
+    num_epochs: int,
+    until_s: float,
+    *,
+    task_status: TaskStatus[None] = anyio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run so many epochs of one pair, as far as time allows; it counts as started when its processes are there."""
     splits = aiodata.range(NUM_ROWS, num_blocks=NUM_BLOCKS).streaming_split(2, equal=kind.is_equal)
     reader: Any = ray.remote(num_cpus=0, scheduling_strategy="SPREAD")(_Reader).remote() if kind.is_apart else None
+    await splits[0].stats()
+    if reader:
+        await reader.start.remote()
+    task_status.started()
     for epoch in range(num_epochs):
         if time.monotonic() > until_s:
             return
-        parts: list[list[int]] = [[], []]
-
-        async def fill(index: int, reading: Any, parts: list[list[int]] = parts) -> None:
-            parts[index] = await reading
-
         try:
             with anyio.fail_after(STUCK_AFTER_S):
-                async with anyio.create_task_group() as group:
-                    group.start_soon(fill, 0, read(splits[0], kind.pause_s))
-                    other = reader.read.remote(splits[1], 0.0) if reader else read(splits[1], 0.0)
-                    group.start_soon(fill, 1, other)
+                fault = _fault_in(await _read_both(splits, kind, reader), kind)
         except Exception as error:  # noqa: BLE001 - it is counted, and the others go on.
-            tally.faults.append(f"{kind}, epoch {epoch}: {error!r}")
-            return
-        if (fault := _fault_in(parts, kind)) is not None:
+            fault = repr(error)
+        if fault is not None:
             tally.faults.append(f"{kind}, epoch {epoch}: {fault}")
             return
         tally.epochs[kind] += 1
+
+
+async def _read_both(splits: list[aiodata.SplitIterator], kind: Kind, reader: Any) -> list[list[int]]:
+    """Return what each split has in an epoch."""
+    parts: list[list[int]] = [[], []]
+
+    async def fill(index: int, reading: Any) -> None:
+        parts[index] = await reading
+
+    async with anyio.create_task_group() as group:
+        group.start_soon(fill, 0, read(splits[0], kind.pause_s))
+        group.start_soon(fill, 1, reader.read.remote(splits[1], 0.0) if reader else read(splits[1], 0.0))
+    return parts
 
 
 async def run_kinds(
@@ -133,7 +153,8 @@ async def run_kinds(
             group.start_soon(_report, tally)
             async with anyio.create_task_group() as pairs:
                 for kind in itertools.islice(itertools.cycle(kinds), num_pairs):
-                    pairs.start_soon(run_pair, kind, tally, -(-num_epochs // num_pairs), until_s)
+                    # One after the other: many processes that start at once take minutes.
+                    await pairs.start(run_pair, kind, tally, -(-num_epochs // num_pairs), until_s)
             group.cancel_scope.cancel()
     return tally
 

@@ -70,13 +70,13 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
     patience = patience or PATIENCE
     waited_s, pause_s = 0.0, patience.look_after_s
     while True:
+        if not ray.is_initialized():  # It would start anew.
+            raise RuntimeUnavailableError("Ray was shut down before something was fetched; iterate again")
         if not (is_there := not compat.unsettled([ref])):
             await _renew(ref)
         # Cancelled, this takes nothing back: Ray goes on bringing the object here.
         with anyio.move_on_after(pause_s):
             return await _value(ref)
-        if not ray.is_initialized():  # It would start anew.
-            raise RuntimeUnavailableError("Ray was shut down while something was fetched")
         # Not by the clock: the object may have come, and its reader hold the event loop meanwhile.
         waited_s += pause_s
         size = compat.size_of(ref)
@@ -95,8 +95,8 @@ def look_after(refs: Sequence[Any]) -> None:
     Those that a run has made are its own, and known. Others may have come here by two ways, as those of a materialized
     dataset do that is sent to this process twice.
     """
-    lost = compat.unsettled(list(dict.fromkeys(ref for ref in refs if isinstance(ref, ray.ObjectRef))))
-    if lost:
+    known = list(dict.fromkeys(ref for ref in refs if isinstance(ref, ray.ObjectRef)))
+    if ray.is_initialized() and (lost := compat.unsettled(known)):
         run_in_thread(partial(_take_out_anew, lost))
 
 
