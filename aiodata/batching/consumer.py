@@ -256,6 +256,9 @@ class Consumer:
             await self._supervisor.wait()
             await self._check()
             await self._fail(AiodataError("the run was cancelled from outside before its data came to an end"))
+        if self._feed.ends_together:
+            await self._supervisor.wait()
+            await self._check()
         with anyio.move_on_after(_ENDING_RUN_S, shield=True):
             await self._supervisor.wait()
         # Calls of user functions that nobody needs any more, behind a limit for example, may go on for a while.

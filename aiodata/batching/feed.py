@@ -53,7 +53,13 @@ class BundleSource(Protocol):
 
 
 class Feed(Protocol):
-    """One pass's supply of bundles."""
+    """One pass's supply of bundles.
+
+    Attributes:
+        ends_together: Whether the end of the data is to be told only when `run` has ended, which may fail until then.
+    """
+
+    ends_together: bool
 
     def stats(self) -> RunStats:
         """Return what the run behind it has done so far."""
@@ -63,6 +69,8 @@ class Feed(Protocol):
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Open the supply, let it be consumed, and shut it down, whatever the reason for the end.
+
+        Where `consume` returns, the user has asked for more than there is.
 
         Raises:
             ExceptionGroup: The supply failed, or `consume` did.
@@ -100,6 +108,8 @@ class LocalFeed:
         this_pass: Which pass over the dataset it is.
         latest: Where to note what the run has done, when it has ended.
     """
+
+    ends_together = False
 
     def __init__(self, plan: Plan, options: ExecutionOptions, this_pass: Pass, latest: LatestRun) -> None:
         """Prepare; nothing runs."""

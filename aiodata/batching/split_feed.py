@@ -36,9 +36,6 @@ _LATEST_PART = 0.3
 # What the consumer is done with is told at least this often, in seconds, if there is something to tell.
 _REPORT_EVERY_S = 0.1
 
-# A block that has not come for so long, in seconds, is asked for again; then after twice as long, and so on.
-_PATIENCE_S = 2.0
-
 
 class SplitFeed:
     """Takes part in one epoch, as the consumer of one split.
@@ -51,6 +48,8 @@ class SplitFeed:
 
     def __init__(self, service: RemoteService, split_index: int, splitting: Splitting) -> None:
         """Prepare; nothing runs."""
+        # Nobody may take for whole what a lost consumer has left a gap in. In the other modes somebody gets its rows.
+        self.ends_together = splitting.options.on_split_lost == "raise"
         self._service = service
         self._split_index = split_index
         self._splitting = splitting
@@ -81,6 +80,8 @@ class SplitFeed:
                 part_bytes = max_held_bytes(options, runtime) // self._splitting.num_splits
                 self._epoch = _SplitEpoch(self._service, lease, runtime, part_bytes, self._note_run)
                 await self._epoch.run(consume)
+                if self.ends_together:
+                    await self._service.call("conclude", lease)
             finally:
                 try:
                     # Also where joining was cancelled, since the coordinator goes on with it.
@@ -186,20 +187,9 @@ class _SplitEpoch:
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         """Return a bundle's rows.
 
-        Ray 2.60 now and then never gets a block to a process where another consumer of it has just let go of the other
-        half. A reference to it that comes anew from its owner has Ray look for it again.
-
         Raises:
             CoordinatorLostError: The block went with the coordinator, which owned it.
         """
-        patience_s = _PATIENCE_S
-        while True:
-            with anyio.move_on_after(patience_s):
-                return await self._fetch(bundle)
-            bundle = await self._service.call("again", bundle)
-            patience_s *= 2
-
-    async def _fetch(self, bundle: RefBundle) -> pa.Table:
         try:
             return await fetch_rows(self._runtime, bundle)
         except AiodataError:

@@ -102,6 +102,7 @@ class Coordinator:
         self._lost: deque[int] = deque(maxlen=_MAX_LOST)
         self._changed = Wakeup()
         self._answered = [News() for _ in range(num_splits)]
+        self._concluded = News()  # That all are done with what they were given, or that the epoch is over.
         self.left = News()  # Of splits that have left, and executions that have been shut down.
         self._scope = anyio.CancelScope()
         self._watchers: anyio.abc.TaskGroup | None = None
@@ -236,6 +237,22 @@ class Coordinator:
             await self._answered[lease.split_index].wait()
             ledger.wait_s += (anyio.current_time() - started) * counts
         return _END
+
+    async def conclude(self, lease: Lease) -> None:
+        """Say that a split's user has asked for more than there is; wait until all have, or have left.
+
+        Who returns from here knows that nobody can be lost any more with rows that nobody was done with.
+
+        Raises:
+            SplitLostError: A split was lost, and all are to be told; or this one was taken for lost.
+            Exception: The execution has failed.
+        """
+        while self._is_current(lease) and (state := self._running) is not None:
+            state.conclude(lease.split_index)
+            if state.is_concluded:
+                self._concluded.tell()
+                return
+            await self._concluded.wait()
 
     def acknowledge(self, lease: Lease, acked_rows: int, prefetched_bytes: int = 0) -> None:
         """Note what a consumer is done with, in rows, and what it holds ahead, in bytes; late words are harmless."""
@@ -391,6 +408,8 @@ class Coordinator:
     def _note_left(self, state: EpochState, split_index: int) -> None:
         self._answered[split_index].tell()
         self.left.tell()
+        if state.is_concluded:
+            self._concluded.tell()
         self._settle(state)
         self._changed.set()
         if state.phase is EpochPhase.ENDED:
@@ -406,5 +425,6 @@ class Coordinator:
     def _tell_all(self) -> None:
         for answered in self._answered:
             answered.tell()
+        self._concluded.tell()
         self.left.tell()
         self._changed.set()

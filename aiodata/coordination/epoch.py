@@ -82,8 +82,9 @@ class EpochState:
         self.missing = set(missing)
         self.live = set(range(num_splits)) - self.missing
         self._await_all_if_none()
-        # Splits that were told that they get nothing more.
+        # Splits that were told that they get nothing more, and those whose users have asked for more than there is.
         self._told: set[int] = set()
+        self._concluded: set[int] = set()
         # Splits that wait, and the number of their place; the places by rank, of which those that were left are stale.
         self._line: dict[int, int] = {}
         self._places: list[tuple[int, int, int]] = []
@@ -190,6 +191,16 @@ class EpochState:
             return max(int(self._is_undivided), len(self.live) - len(self._pool))
         return max(1, self.ledgers[first].wanted + len(self._line) - 1 - len(self._pool))
 
+    def conclude(self, split_index: int) -> None:
+        """Note that a split's user is done with all it was given, and has asked for more; repeats are harmless."""
+        if split_index in self.live:
+            self._concluded.add(split_index)
+
+    @property
+    def is_concluded(self) -> bool:
+        """Whether all who have not left are done with all they were given, so that no loss can leave a gap."""
+        return len(self._concluded) == len(self.live)
+
     def acknowledge(self, split_index: int, acked_rows: int, prefetched_bytes: int) -> None:
         """Note what a split is done with, in rows, and what it holds ahead, in bytes.
 
@@ -276,7 +287,7 @@ class EpochState:
 
     def _leave(self, split_index: int) -> None:
         self._leave_line(split_index)
-        for splits in (self.live, self._lost, self._told):
+        for splits in (self.live, self._lost, self._told, self._concluded):
             splits.discard(split_index)
 
     def _line_up(self, split_index: int) -> None:

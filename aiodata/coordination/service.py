@@ -8,7 +8,7 @@ from typing import Any
 import anyio
 import pyarrow as pa
 
-from aiodata.bundle import BlockRef, RefBundle
+from aiodata.bundle import BlockRef
 from aiodata.concurrency.supervise import unwrap
 from aiodata.coordination.coordinator import Coordinator
 from aiodata.coordination.epoch import EpochPhase
@@ -104,6 +104,7 @@ class CoordinatorService:
         self._joined: dict[int, tuple[str, Lease]] = {}
         self.start_epoch = self._coordinator.start_epoch
         self.acknowledge = self._coordinator.acknowledge
+        self.conclude = self._coordinator.conclude
 
     async def serve(self) -> None:
         """Run epochs, one after the other, until cancelled."""
@@ -178,10 +179,6 @@ class CoordinatorService:
                 self._learning.set()
                 self._learning = None
         return without_marks(schema)
-
-    def again(self, bundle: RefBundle) -> RefBundle:
-        """Return a bundle that a consumer has already, with a reference to its block that is new there."""
-        return bundle
 
     def splitting(self) -> Splitting:
         """Return how the dataset is split."""

@@ -66,6 +66,8 @@ class FakeFeed:
     With `held`, a fetch ends when its event in `gates` is set; `release_all` lets all end, and those to come.
     """
 
+    ends_together = False
+
     def __init__(
         self, sizes: Sequence[int], *, ranges: Sequence[tuple[int, int]] | None = None, held: bool = False
     ) -> None:

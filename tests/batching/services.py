@@ -93,7 +93,7 @@ async def splits_of(
     ds: aiodata.Dataset, num_splits: int, *, equal: bool = False, options: SplitOptions | None = None, **execution: Any
 ) -> AsyncIterator[tuple[LocalService, list[SplitIterator]]]:
     """Host a coordinator of a dataset's splits here."""
-    splitting = Splitting(num_splits, ExecutionOptions(runtime="local", **execution), options or SplitOptions())
+    splitting = Splitting(num_splits, ExecutionOptions(**{"runtime": "local", **execution}), options or SplitOptions())
     service = CoordinatorService(ds._plan, splitting, "some id", new_token, equal=equal, nodes=())
     async with anyio.create_task_group() as group:
         group.start_soon(service.serve)

@@ -12,10 +12,6 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import aiodata
-from aiodata.batching import split_feed
-from aiodata.batching.feed import fetch_rows
-from aiodata.bundle import RefBundle
-from aiodata.runtime.base import Runtime
 from tests.batching.services import LocalService, splits_of
 from tests.splits import Split, leave_by_break, read_all
 
@@ -122,19 +118,74 @@ async def test_consumers_that_leave_at_any_moment_share_each_epoch_and_leave_all
             assert sorted(last) == list(range(24 * 7))
 
 
-async def test_block_that_does_not_come_is_asked_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    stuck = set[int]()
+async def take_by_hand(service: LocalService, split_index: int) -> tuple[Any, list[Any]]:
+    """Be a consumer that is done with nothing; return its token, and what it has got up to the end of the data."""
+    lease, token = await service.call("join", split_index, f"by hand {split_index}")
+    assert await service.call("start_epoch", lease, 10.0) == ()
+    bundles: list[Any] = []
+    for sequence in range(100):
+        delivery, _ = await service.call("next_bundles", lease, sequence, 1, 0, 0)
+        bundles += delivery.bundles
+        if delivery.is_end:
+            break
+    return token, bundles
 
-    async def fetch_second_time(runtime: Runtime, bundle: RefBundle) -> Any:
-        if bundle.start not in stuck:
-            stuck.add(bundle.start)
-            await anyio.sleep_forever()
-        return await fetch_rows(runtime, bundle)
 
-    monkeypatch.setattr(split_feed, "fetch_rows", fetch_second_time)
-    monkeypatch.setattr(split_feed, "_PATIENCE_S", 0.01)
+RAISE = aiodata.SplitOptions(on_split_lost="raise")
+
+
+@pytest.mark.parametrize("is_equal", [True, False])
+async def test_end_is_told_to_nobody_whose_epoch_another_can_still_leave_a_gap_in(is_equal: bool) -> None:
     with anyio.fail_after(10):
-        async with splits_of(aiodata.range(100, num_blocks=4), 1) as (service, (split,)):
-            assert sorted(await read_all(split)) == list(range(100))
-            assert sum(name == "again" for name, _ in service.calls) == len(stuck)
-            assert stuck
+        async with splits_of(aiodata.range(100, num_blocks=10), 2, equal=is_equal, options=RAISE) as (service, splits):
+            taken: list[tuple[Any, list[Any]]] = []
+            ids: list[int] = []
+
+            async def take_second() -> None:
+                taken.append(await take_by_hand(service, 1))
+
+            async def read_all_first() -> None:
+                async for batch in splits[0].aiter_batches(batch_size=7):
+                    ids.extend(batch["id"].tolist())
+
+            async def read_first() -> None:
+                # The last batch is not full: it comes although the other one may still be lost.
+                with pytest.raises(aiodata.SplitLostError, match="the consumer of split 1 is gone"):
+                    await read_all_first()
+
+            async with anyio.create_task_group() as group:
+                group.start_soon(take_second)
+                group.start_soon(read_first)
+                while not taken or len(ids) + sum(bundle.num_rows for bundle in taken[0][1]) < 100:
+                    await checkpoint()
+                await anyio.wait_all_tasks_blocked()
+                # Killed now, it would be done with nothing.
+                taken.clear()
+
+
+async def test_cancelled_wait_for_the_others_end_can_be_gone_on_with() -> None:
+    with anyio.fail_after(10):
+        async with splits_of(aiodata.range(100, num_blocks=10), 2, options=RAISE) as (service, splits):
+            first, second = (aiter(split.aiter_batches(batch_size=7)) for split in splits)
+            async with first, second:
+                async with anyio.create_task_group() as group:
+                    group.start_soon(first.__anext__)
+                    group.start_soon(second.__anext__)
+                ended: list[bool] = []
+
+                async def finish_first() -> None:
+                    async for _ in first:
+                        pass
+                    ended.append(True)
+
+                async with anyio.create_task_group() as group:
+                    group.start_soon(finish_first)
+                    await called(service, "conclude", 1)
+                    group.cancel_scope.cancel()
+                assert not ended
+                async with anyio.create_task_group() as group:
+                    group.start_soon(finish_first)
+                    await anyio.wait_all_tasks_blocked()
+                    assert not ended
+                    assert [len(batch["id"]) async for batch in second]
+                assert ended

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from aiodata import SplitLostError
+from aiodata.coordination import Coordinator, Lease
 from aiodata.options import OnSplitLost
 from aiodata.stats import RunStats
 from tests.coordination.consumers import FakeExecution, hosting, join_all, settled, virtual
@@ -82,3 +83,64 @@ async def test_rows_that_go_to_nobody_are_told(caplog: pytest.LogCaptureFixture)
             await anyio.sleep(1)
             await settled()
     assert "epoch 0: 3 rows of a lost consumer went to nobody" in caplog.text
+
+
+async def conclude(coordinator: Coordinator, lease: Lease, done: list[int]) -> None:
+    await coordinator.conclude(lease)
+    done.append(lease.split_index)
+
+
+@virtual
+async def test_end_of_an_epoch_comes_when_all_have_come_to_it_or_have_left() -> None:
+    done: list[int] = []
+    async with hosting(FakeExecution(1, 1, 1), 3, on_split_lost="raise") as hosted:
+        leases = [lease for lease, _ in await join_all(hosted.coordinator, 3)]
+        for sequence, is_end in enumerate([False, True]):
+            for lease in leases:
+                assert (await hosted.coordinator.next_bundles(lease, sequence)).is_end is is_end
+        async with anyio.create_task_group() as group:
+            group.start_soon(conclude, hosted.coordinator, leases[0], done)
+            await settled()
+            hosted.coordinator.notify_split_finished(leases[1])
+            await settled()
+            assert not done
+            group.start_soon(conclude, hosted.coordinator, leases[2], done)
+        assert sorted(done) == [0, 2]
+        # Asked once more, for example since the answer was lost, it says the same; also when the epoch is over.
+        await hosted.coordinator.conclude(leases[0])
+        for lease in leases:
+            hosted.coordinator.notify_split_finished(lease)
+        await settled()
+        await hosted.coordinator.conclude(leases[0])
+
+
+@virtual
+async def test_who_waits_for_the_end_of_an_epoch_hears_of_a_loss() -> None:
+    async with hosting(FakeExecution(1, 1), 2, on_split_lost="raise") as hosted:
+        (first, _), (second, token) = await join_all(hosted.coordinator, 2)
+        for lease in (first, second):
+            await hosted.coordinator.next_bundles(lease, 0)
+        async with anyio.create_task_group() as group:
+            group.start_soon(expect_loss, hosted.coordinator, first)
+            await anyio.sleep(100)
+            hosted.tokens.release(token)
+
+
+async def expect_loss(coordinator: Coordinator, lease: Lease) -> None:
+    with pytest.raises(SplitLostError, match="the consumer of split 1 is gone"):
+        await coordinator.conclude(lease)
+
+
+@virtual
+async def test_who_waits_for_the_end_of_an_epoch_hears_of_its_failure() -> None:
+    async with hosting(FakeExecution(1, 1), 2, on_split_lost="raise") as hosted:
+        (first, _), _ = await join_all(hosted.coordinator, 2)
+        async with anyio.create_task_group() as group:
+
+            async def fail() -> None:
+                await settled()
+                hosted.coordinator.fail(ZeroDivisionError())
+
+            group.start_soon(fail)
+            with pytest.raises(ZeroDivisionError):
+                await hosted.coordinator.conclude(first)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
+import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
@@ -268,3 +269,23 @@ def test_bundles_of_a_group_are_told_from_those_of_others_or_the_group_has_none(
     assert compat.bundles(renamed, first) == []
     for group in (first, second):
         remove_placement_group(group)
+
+
+async def test_owner_of_an_object_is_named_as_ray_names_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    own, node = ray.put(1), ray.get_runtime_context().get_node_id()
+    assert compat.owner_of(own).startswith(f"this process (worker {ray.get_runtime_context().get_worker_id()} at ")
+    assert compat.owner_of(own).endswith(f" on node {node})")
+    [other] = await ray.remote(lambda: [ray.put(2)]).remote()
+    assert compat.owner_of(other).startswith("worker ")
+    monkeypatch.setitem(sys.modules, "ray.core.generated.common_pb2", None)
+    assert compat.owner_of(own) == "the process that made it"
+
+
+async def test_objects_that_are_not_there_are_unsettled_and_failed_ones_are_settled() -> None:
+    pending = ray.remote(lambda: time.sleep(100)).remote()
+    failed = ray.remote(max_retries=0)(lambda: 1 // 0).remote()
+    with pytest.raises(ZeroDivisionError):
+        await failed
+    assert compat.unsettled([failed, pending, ray.put(1)]) == [pending]
+    assert compat.unsettled([]) == []
+    ray.cancel(pending, force=True)

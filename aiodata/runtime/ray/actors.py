@@ -15,6 +15,7 @@ from aiodata.errors import TaskError
 from aiodata.plan.work import Work
 from aiodata.runtime.base import OnReady
 from aiodata.runtime.ray.compat import when_settled
+from aiodata.runtime.ray.fetching import look_after
 from aiodata.runtime.ray.gate import Gate
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.starts import Start
@@ -62,6 +63,7 @@ class RayActor:
         """Call the actor; Ray queues the call there."""
         in_groups = work.cuts.in_groups
         method = self._handle.run_in_groups if in_groups else self._handle.run
+        look_after(refs)
         at_gate = self._gate.new_ticket()
         generator = method.remote(work, at_gate, *refs)
         held_bytes = max_held_bytes(work, refs, self._session)

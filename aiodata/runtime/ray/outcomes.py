@@ -14,6 +14,7 @@ from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.work import OutputMetadata, TaskEnd
 from aiodata.runtime.base import Outcome, Pair
 from aiodata.runtime.ray.compat import read_now
+from aiodata.runtime.ray.fetching import fetch
 from aiodata.runtime.ray.packed import unpack_report
 
 
@@ -43,13 +44,13 @@ async def outcome(pair: Pair) -> OutputMetadata | TaskEnd:
     """Return what became of a pair, waiting for it.
 
     Raises:
-        AiodataError: Its metadata is lost.
+        AiodataError: Its metadata is lost, or does not come.
     """
     if not isinstance(pair.metadata, RayMetadata):
         end: TaskEnd = pair.metadata
         return end
     try:
-        return _outcome_at(_outcomes_of(await pair.metadata.ref), pair)
+        return _outcome_at(_outcomes_of(await fetch(pair.metadata.ref, "metadata")), pair)
     except RayError as error:
         failure = _failed_outcome(pair, error)
     if isinstance(failure, TaskEnd):

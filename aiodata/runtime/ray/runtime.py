@@ -24,6 +24,7 @@ from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
+from aiodata.runtime.ray.fetching import fetch, look_after
 from aiodata.runtime.ray.gate import Gate
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.placement import Placement, look, refusals
@@ -104,7 +105,7 @@ class RayRuntime:
         if isinstance(ref, InlineBlock):
             return ref.table
         try:
-            return await ref
+            return await fetch(ref, "block")
         except RayError as error:
             raise lost("a block", error) from error
 
@@ -214,6 +215,7 @@ class RayStage:
         """Start a streaming Ray task."""
         in_groups = work.cuts.in_groups
         start = self._starts.submit()
+        look_after(refs)
         at_gate = self._gate.new_ticket()
         with refusals(self._name, self._asked):
             generator = self._functions[in_groups].remote(self._chain, work, at_gate, start.announces, *refs)
