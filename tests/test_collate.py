@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 import aiodata
+from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -272,7 +273,7 @@ async def test_coroutine_function_that_awaits_what_is_cancelled_fails_and_loses_
         return batch
 
     ds = at_once(preserve_order=preserve_order)
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         failure = await failure_of(ds.aiter_batches(batch_size=7, **at(part, await_what_is_cancelled)))
     assert isinstance(failure.__cause__, asyncio.CancelledError)
 

@@ -17,6 +17,7 @@ from aiodata.batching.feed import fetch_rows
 from aiodata.bundle import RefBundle
 from aiodata.runtime.base import Runtime
 from tests.batching.services import LocalService, splits_of
+from tests.conftest import PATIENCE_S
 from tests.splits import Split, leave_by_break, read_all
 
 
@@ -29,7 +30,7 @@ async def called(service: LocalService, method: str, times: int) -> None:
 async def test_consumer_that_leaves_before_it_knows_its_lease_is_not_lost(on_split_lost: Any) -> None:
     ds = aiodata.range(100, num_blocks=4)
     options = aiodata.SplitOptions(on_split_lost=on_split_lost)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(ds, 2, options=options) as (service, (first, second)):
             read: list[int] = []
 
@@ -61,7 +62,7 @@ async def test_consumer_that_leaves_before_it_knows_its_lease_is_not_lost(on_spl
 
 async def test_consumer_that_leaves_while_it_waits_for_a_busy_split_does_not_get_it_later() -> None:
     ds = aiodata.range(100, num_blocks=4)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(ds, 1) as (service, (split,)):
             async with split.aiter_batches(batch_size=10) as batches:
                 await anext(batches)
@@ -98,7 +99,7 @@ async def test_consumers_that_leave_at_any_moment_share_each_epoch_and_leave_all
     options = aiodata.SplitOptions(on_split_lost=chance.choice(["wait", "raise", "redistribute"]))
     read: dict[int, list[int]] = defaultdict(list)
     ds = aiodata.range(24 * 7, num_blocks=24)
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(ds, num_splits, equal=is_equal, options=options) as (service, splits):
             async with anyio.create_task_group() as group:
                 for split in splits:
@@ -133,7 +134,7 @@ async def test_block_that_does_not_come_is_asked_for_again(monkeypatch: pytest.M
 
     monkeypatch.setattr(split_feed, "fetch_rows", fetch_second_time)
     monkeypatch.setattr(split_feed, "_PATIENCE_S", 0.01)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(aiodata.range(100, num_blocks=4), 1) as (service, (split,)):
             assert sorted(await read_all(split)) == list(range(100))
             assert sum(name == "again" for name, _ in service.calls) == len(stuck)
