@@ -23,9 +23,15 @@ import aiodata
 PATIENCE_S = 60.0
 
 
-def pytest_asyncio_loop_factories(config: pytest.Config) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
-    """Run every async test under both event loops."""
-    return {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
+
+
+def pytest_asyncio_loop_factories(
+    config: pytest.Config, item: pytest.Item
+) -> dict[str, Callable[[], asyncio.AbstractEventLoop]]:
+    """Run every async test under both event loops, or under those that the closest mark `loops` names."""
+    mark = item.get_closest_marker("loops")
+    return {name: LOOPS[name] for name in (LOOPS if mark is None else mark.args)}
 
 
 def pytest_collection_finish() -> None:

@@ -19,7 +19,7 @@ import pytest
 import aiodata
 from tests.conftest import PATIENCE_S, stored_bytes, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.loops("asyncio")]
 
 Batch = dict[str, Any]
 

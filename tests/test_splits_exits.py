@@ -33,7 +33,7 @@ from tests.splits import (
 )
 from tests.test_exits import CallLog, slow
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("clean"), pytest.mark.loops("asyncio")]
 
 Leave = Callable[[Split], Coroutine[Any, Any, list[int]]]
 
@@ -123,6 +123,7 @@ async def test_tasks_that_return_without_closing_end_the_execution(log: CallLog,
     assert not set(ids[0]) & set(ids[1])
 
 
+@pytest.mark.loops("asyncio", "uvloop")
 async def test_consumer_that_is_cancelled_while_it_waits_for_the_others_leaves_the_barrier(workers: list[Any]) -> None:
     first, second = aiodata.range(100, num_blocks=4).with_options(runtime="ray").streaming_split(2)
     for _ in range(2):
@@ -159,6 +160,7 @@ async def test_execution_goes_on_for_the_one_who_stays_and_ends_with_it(workers:
     await assert_stopped(log)
 
 
+@pytest.mark.loops("asyncio", "uvloop")
 async def test_consumers_in_the_driver_leave_like_others(log: CallLog) -> None:
     splits = slow("ray", log).streaming_split(2)
     for leave in EXITS:

@@ -27,7 +27,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.usefixtures("same_store"),
-    pytest.mark.asyncio(loop_factories=["asyncio"]),
+    pytest.mark.loops("asyncio"),
 ]
 
 BLOCK_ROWS = 50

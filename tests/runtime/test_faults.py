@@ -15,7 +15,7 @@ from aiodata.plan.work import Work
 from aiodata.runtime.ray.runtime import RayStage
 from tests.conftest import PATIENCE_S
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.loops("asyncio")]
 
 Batch = dict[str, Any]
 

@@ -28,7 +28,7 @@ from aiodata.runtime.ray.worker import UnpicklableError
 from tests.conftest import PATIENCE_S, until
 from tests.runtime.hosted import Counting, LocalService, fails_as_aiodata, fails_to_make
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.loops("asyncio")]
 
 
 @pytest.fixture
