@@ -74,7 +74,7 @@ class Gate:
     def hold(self, batch: Any) -> Any:
         """Wait in a worker thread."""
         with self._entered():
-            assert self._released.wait(20), "the call holds the loop, or nobody releases it"
+            assert self._released.wait(PATIENCE_S), "the call holds the loop, or nobody releases it"
             return batch
 
     async def ahold(self, batch: Any) -> Any:
@@ -299,7 +299,7 @@ async def test_failure_is_raised_while_another_call_goes_on(runtime: str) -> Non
         if 0 in batch["id"]:
             is_held.set()
             gate.hold(batch)
-        assert is_held.wait(20)
+        assert is_held.wait(PATIENCE_S)
         raise ValueError("bad value")
 
     batches = aiter(counted(runtime).aiter_batches(batch_size=7, collate_fn=hold_or_fail, collate_workers=2))

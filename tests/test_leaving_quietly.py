@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 pytestmark = pytest.mark.slow
 
 on_both = pytest.mark.parametrize(
@@ -25,6 +27,7 @@ loops = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 PRELUDE = """
 import asyncio, contextlib, gc, sys, threading, time
 import aiodata
+from tests.conftest import PATIENCE_S
 
 # What takes as long has waited for something, in seconds; it takes no time else, and even a busy machine far less.
 LONG_S = 30
@@ -47,7 +50,7 @@ def run(program: str, tmp_path: Path, *args: str, strict: bool = True) -> subpro
         env=inherited,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=4 * PATIENCE_S,
         check=False,
     )
 

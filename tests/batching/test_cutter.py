@@ -402,7 +402,7 @@ async def test_close_during_a_copy_in_a_thread_is_the_end(monkeypatch: pytest.Mo
 
     def copy_until_closed(rows: pa.Table) -> pa.Table:
         begun.set()
-        closed.wait(10)
+        closed.wait(PATIENCE_S)
         return copy_rows(rows)
 
     monkeypatch.setattr("aiodata.batching.cutter.copy_rows", copy_until_closed)

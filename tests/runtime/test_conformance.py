@@ -415,12 +415,16 @@ async def test_node_of_a_block_is_known_where_there_are_nodes(runtime: str, open
     assert opened.node_of(ref) == here
 
 
+# Elsewhere an actor is this very process.
+ray_only = pytest.mark.parametrize("runtime", [pytest.param("ray", marks=pytest.mark.ray)])
+
+
 @pytest.mark.slow
+@ray_only
+@pytest.mark.usefixtures("ray_cluster")
 async def test_killed_actor_is_replaced_and_no_row_is_lost_or_doubled(
-    runtime: str, opened: Runtime, reader: Reader, tmp_path: Path
+    opened: Runtime, reader: Reader, tmp_path: Path
 ) -> None:
-    if runtime == "local":
-        pytest.skip("an actor here is this very process")
     killed, log = tmp_path / "killed", tmp_path / "log"
 
     class DiesOnce:
@@ -445,10 +449,9 @@ async def test_killed_actor_is_replaced_and_no_row_is_lost_or_doubled(
 
 
 @pytest.mark.slow
-async def test_actor_that_keeps_dying_is_an_end_that_says_so(runtime: str, tmp_path: Path) -> None:
-    if runtime == "local":
-        pytest.skip("an actor here is this very process")
-
+@ray_only
+@pytest.mark.usefixtures("ray_cluster")
+async def test_actor_that_keeps_dying_is_an_end_that_says_so(runtime: str) -> None:
     class Dies:
         def __call__(self, batch: Batch) -> Batch:
             os.kill(os.getpid(), signal.SIGKILL)

@@ -315,7 +315,7 @@ async def test_second_driver_finds_a_named_service_and_its_end_is_told(
     address = ray.get_runtime_context().gcs_address
     command = [sys.executable, str(program), address, name, end]
     result = await anyio.to_thread.run_sync(
-        partial(subprocess.run, command, capture_output=True, text=True, timeout=60, check=False)
+        partial(subprocess.run, command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=False)
     )
     first, *rest = result.stdout.splitlines()
     assert first == "1", result.stderr

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def run(
-    program: str, tmp_path: Path, *, timeout_s: float = 100, **environment: str
+    program: str, tmp_path: Path, *, timeout_s: float = 4 * PATIENCE_S, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "AIODATA_RUNTIME"}}
     path = tmp_path / "program.py"
