@@ -34,6 +34,12 @@ def pytest_asyncio_loop_factories(
     return {name: LOOPS[name] for name in (LOOPS if mark is None else mark.args)}
 
 
+def pytest_itemcollected(item: pytest.Item) -> None:
+    """Refuse names that differ from process to process: tests that run side by side are known by them."""
+    if " at 0x" in item.nodeid:
+        raise pytest.UsageError(f"{item.nodeid} has an address in its name: give its parameters other ids")
+
+
 def pytest_collection_finish() -> None:
     """Take what is there before the first test out of the garbage collections, of which there are hundreds."""
     gc.collect()

@@ -504,8 +504,8 @@ async def test_statistics_count_what_was_handed_over(runtime: str) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        *(({"collate_fn": ids, "collate_workers": value}, "at least 1 or None") for value in (0, -1, True, 1.5, "2")),
-        *(({"finalize_fn": ids, "prefetch_to_device": value}, "at least 0") for value in (-1, True, None, 1.5)),
+        *(({"collate_fn": dict, "collate_workers": value}, "at least 1 or None") for value in (0, -1, True, 1.5, "2")),
+        *(({"finalize_fn": dict, "prefetch_to_device": value}, "at least 0") for value in (-1, True, None, 1.5)),
         ({"collate_workers": 2}, "collate_workers=2 needs a collate_fn"),
         ({"collate_fn": 5}, "collate_fn=5 must be a function of a batch"),
         ({"finalize_fn": "ids"}, "finalize_fn='ids' must be a function of a batch"),

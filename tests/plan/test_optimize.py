@@ -270,7 +270,6 @@ def test_explain_names_stored_blocks() -> None:
         (Apply(MAP, GPU), "tasks with 2 CPUs and 0.5 GPUs each transform blocks"),
         (Apply(MAP, Resources(num_gpus=1), (3, 3)), "up to 3 tasks with 1 GPU each transform blocks"),
     ],
-    ids=str,
 )
 def test_explain_says_what_transforms_blocks_and_what_it_takes(step: Apply, note: str) -> None:
     assert explained(steps_plan(STORED, step))[-1].endswith(f"    {note}")
