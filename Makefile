@@ -5,6 +5,10 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.installed-bench
 DEMO := .demo/flights
+# All tests run in so many processes side by side, as most of their time is waiting; each has a Ray cluster of its own.
+# Some tests, named by ARGS, run in one.
+TEST_PROCESSES ?= 4
+SIDE_BY_SIDE := -n $(TEST_PROCESSES) --dist worksteal
 # Directories that later changes add are checked as soon as they are there.
 CODE := $(wildcard aiodata tests benchmarks examples)
 TYPED := $(wildcard aiodata tests benchmarks examples)
@@ -20,7 +24,7 @@ demo: $(STAMP) ## Stream a real data set (336,776 flights) with live progress
 	@$(BIN)/aiodata scan $(DEMO)
 
 test: check ## Run the checks, then all tests
-	@$(BIN)/python -m pytest $(ARGS)
+	@$(BIN)/python -m pytest $(if $(ARGS),$(ARGS),$(SIDE_BY_SIDE))
 
 check: lint types layers ## Lint, format check, types, layers
 

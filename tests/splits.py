@@ -17,6 +17,7 @@ import anyio
 import ray
 
 import aiodata
+from tests.conftest import PATIENCE_S
 
 Split = aiodata.SplitIterator
 
@@ -48,7 +49,7 @@ async def together(*calls: Any) -> list[Any]:
 
 async def until_stats(split: Split, condition: Callable[[aiodata.CoordinatorStats], bool]) -> aiodata.CoordinatorStats:
     """Wait until the coordinator's state is such; return its statistics."""
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         while True:
             stats = await split.stats()
             if condition(stats):

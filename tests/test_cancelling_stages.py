@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 import aiodata
 from tests.batching.feeds import FakeFeed, iterate
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 from tests.stages import (
     BATCH_ROWS,
     FUNCTION_STAGES,
@@ -170,7 +170,7 @@ async def test_run_that_is_cancelled_from_outside_never_looks_complete(runtime: 
             for task in asyncio.all_tasks() - {asyncio.current_task(), consumer}:
                 if id(task) not in inner:
                     task.cancel()
-            with anyio.fail_after(10), suppress(aiodata.AiodataError):
+            with anyio.fail_after(PATIENCE_S), suppress(aiodata.AiodataError):
                 await consumer
                 assert sum(map(len, taken)) == NUM_ROWS, f"rows are lost: {name}, {turns} turns"
             assert len({one for ids in taken for one in ids}) == sum(map(len, taken))

@@ -219,7 +219,7 @@ async def test_leaving_at_any_time_leaves_no_block(runtime: str, in_order: bool)
             await leave(ds.aiter_batches(**{"batch_size": BATCH_ROWS, **stages(Functions())}), turns)
             await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "tasks are left")
             note = f"blocks are left: {leave.__name__}, {name}, {turns} turns"
-            await until(lambda: not any(block() is not None for block in blocks), note, within_s=1.0)
+            await until(lambda: not any(block() is not None for block in blocks), note)
 
 
 @pytest.mark.ray
@@ -234,7 +234,7 @@ async def test_leaving_gives_back_the_store_where_order_is_kept(runtime: str) ->
             for turns in (0, 3, 50):
                 await leave(ds.aiter_batches(batch_size=10_000), turns)
                 await until(lambda: asyncio.all_tasks() == {asyncio.current_task()}, "tasks are left")
-                await until(lambda: stored_bytes() <= before, f"blocks are left by {leave.__name__}", within_s=2.0)
+                await until(lambda: stored_bytes() <= before, f"blocks are left by {leave.__name__}")
 
 
 def exits(runtime: str, names: Iterable[str]) -> Iterator[tuple[Exit, int, str]]:
@@ -245,4 +245,4 @@ def exits(runtime: str, names: Iterable[str]) -> Iterator[tuple[Exit, int, str]]
 
 
 async def until_dead(functions: Functions, note: str) -> None:
-    await until(lambda: not functions.num_alive, f"batches are left: {note}", within_s=1.0)
+    await until(lambda: not functions.num_alive, f"batches are left: {note}")

@@ -17,6 +17,7 @@ import pyarrow as pa
 import pytest
 
 import aiodata
+from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -73,7 +74,7 @@ class Gate:
     def hold(self, batch: Any) -> Any:
         """Wait in a worker thread."""
         with self._entered():
-            assert self._released.wait(20), "the call holds the loop, or nobody releases it"
+            assert self._released.wait(PATIENCE_S), "the call holds the loop, or nobody releases it"
             return batch
 
     async def ahold(self, batch: Any) -> Any:
@@ -272,7 +273,7 @@ async def test_coroutine_function_that_awaits_what_is_cancelled_fails_and_loses_
         return batch
 
     ds = at_once(preserve_order=preserve_order)
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         failure = await failure_of(ds.aiter_batches(batch_size=7, **at(part, await_what_is_cancelled)))
     assert isinstance(failure.__cause__, asyncio.CancelledError)
 
@@ -298,7 +299,7 @@ async def test_failure_is_raised_while_another_call_goes_on(runtime: str) -> Non
         if 0 in batch["id"]:
             is_held.set()
             gate.hold(batch)
-        assert is_held.wait(20)
+        assert is_held.wait(PATIENCE_S)
         raise ValueError("bad value")
 
     batches = aiter(counted(runtime).aiter_batches(batch_size=7, collate_fn=hold_or_fail, collate_workers=2))
@@ -503,8 +504,8 @@ async def test_statistics_count_what_was_handed_over(runtime: str) -> None:
 @pytest.mark.parametrize(
     ("options", "complaint"),
     [
-        *(({"collate_fn": ids, "collate_workers": value}, "at least 1 or None") for value in (0, -1, True, 1.5, "2")),
-        *(({"finalize_fn": ids, "prefetch_to_device": value}, "at least 0") for value in (-1, True, None, 1.5)),
+        *(({"collate_fn": dict, "collate_workers": value}, "at least 1 or None") for value in (0, -1, True, 1.5, "2")),
+        *(({"finalize_fn": dict, "prefetch_to_device": value}, "at least 0") for value in (-1, True, None, 1.5)),
         ({"collate_workers": 2}, "collate_workers=2 needs a collate_fn"),
         ({"collate_fn": 5}, "collate_fn=5 must be a function of a batch"),
         ({"finalize_fn": "ids"}, "finalize_fn='ids' must be a function of a batch"),

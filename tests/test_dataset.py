@@ -15,6 +15,8 @@ import pytest
 import aiodata
 from tests.conftest import collect
 
+pytestmark = pytest.mark.loops("asyncio")
+
 Batch = dict[str, Any]
 
 RETURNED: dict[str, Callable[[Batch], Any]] = {

@@ -20,7 +20,7 @@ from aiodata.batching.consumer import Consumer
 from aiodata.concurrency import Supervisor
 from aiodata.execution.task_operator import TaskOperator
 from aiodata.runtime.local import LocalTask
-from tests.conftest import stored_bytes, threads, until
+from tests.conftest import PATIENCE_S, stored_bytes, threads, until
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean")]
 
@@ -39,6 +39,13 @@ class CallLog:
 
     def times(self) -> list[float]:
         return [float(line) for line in self.path.read_text().split()] if self.path.exists() else []
+
+    async def check_stopped(self, left: float, call_s: float = CALL_S) -> None:
+        """Check that calls have come to an end soon after a time: by their number, as a busy machine makes fewer."""
+        # What a worker had just been sent may begin yet. A pipeline that went on would call some ten more times.
+        await until(lambda: time.time() - max([left, *self.times()]) > 5 * call_s, "functions are still called")
+        after = [one for one in self.times() if one > left]
+        assert len(after) < NUM_CALLS / 6, [round(one - left, 3) for one in after]
 
 
 @pytest.fixture
@@ -110,9 +117,9 @@ async def leave_by_cancellation(ds: aiodata.Dataset) -> None:
 
 async def leave_by_timeout(ds: aiodata.Dataset) -> None:
     async def consume() -> None:
-        async with asyncio.timeout(3 * CALL_S):
+        async with asyncio.timeout(None) as timeout:
             async for _ in ds.aiter_batches(batch_size=10):
-                pass
+                timeout.reschedule(timeout.when() or asyncio.get_running_loop().time() + 3 * CALL_S)
 
     with pytest.raises(TimeoutError):
         await consume()
@@ -125,9 +132,9 @@ async def leave_by_timeout_around_next(ds: aiodata.Dataset) -> None:
 
 
 async def leave_by_anyio_cancel_scope(ds: aiodata.Dataset) -> None:
-    with anyio.move_on_after(3 * CALL_S) as scope:
+    with anyio.CancelScope() as scope:
         async for _ in ds.aiter_batches(batch_size=10):
-            pass
+            scope.deadline = min(scope.deadline, anyio.current_time() + 3 * CALL_S)
     assert scope.cancelled_caught
 
 
@@ -153,14 +160,10 @@ async def test_worker_functions_stop_being_called_and_cpus_are_free(
     await leave(slow(runtime, log))
     left = time.time()
 
-    await until(lambda: not (asyncio.all_tasks() - tasks_before), "tasks are left", within_s=1.0)
+    await until(lambda: not (asyncio.all_tasks() - tasks_before), "tasks are left")
     if runtime == "ray":
-        await until(lambda: ray.available_resources().get("CPU") == 2, "CPUs are not free", within_s=1.0)
-    num_calls = len(log.times())
-    # A pipeline that went on would call some ten more times.
-    await anyio.sleep(5 * CALL_S)
-    assert len(log.times()) == num_calls
-    assert log.times()[-1] - left < 0.5
+        await until(lambda: ray.available_resources().get("CPU") == 2, "CPUs are not free")
+    await log.check_stopped(left)
     assert threads() <= threads_before
     assert capfd.readouterr() == ("", "")
 
@@ -184,10 +187,15 @@ async def test_two_hundred_breaks_leave_nothing(runtime: str, parquet_dir: Path)
     del batch
     await until(lambda: len(asyncio.all_tasks()) == 1, "tasks are left")
     assert threads() <= threads_before
-    gc.collect()
-    # Not isinstance, which would ask every object of every library in the process for its class.
-    left = [one for one in gc.get_objects() if type(one) in {Consumer, Supervisor, TaskOperator, LocalTask}]
-    assert not left
+
+    def nothing_is_left() -> bool:
+        gc.collect()
+        # Not isinstance, which would ask every object of every library in the process for its class.
+        kinds = {Consumer, Supervisor, TaskOperator, LocalTask}
+        return not any(type(one) in kinds for one in gc.get_objects())
+
+    # A thread may just be about to let go of what it was called with.
+    await until(nothing_is_left, "parts of a run are left")
 
 
 @pytest.mark.ray
@@ -203,7 +211,7 @@ async def test_break_gives_back_the_store_without_a_garbage_collection(tmp_path:
         for leave in (leave_by_break, leave_async_with, leave_by_exception, leave_by_aclose):
             await leave(ds)
             note = f"blocks are left in the store by {leave.__name__}"
-            await until(lambda: stored_bytes() <= stored_before, note, within_s=1.5)
+            await until(lambda: stored_bytes() <= stored_before, note)
     finally:
         gc.enable()
 
@@ -216,26 +224,31 @@ async def test_iterator_that_is_never_started_needs_no_closing(runtime: str) -> 
 
 
 async def test_call_that_outlasts_the_close_timeout_does_not_hold_up_closing(runtime: str, tmp_path: Path) -> None:
+    begun, may_end, ended = (tmp_path / name for name in ("begun", "may_end", "ended"))
+
     def first_fast_then_slow(batch: dict[str, Any]) -> dict[str, Any]:
         if batch["id"][0] > 0:
-            time.sleep(4)  # A call that nothing can interrupt, in a thread.
+            begun.touch()
+            while not may_end.exists():  # A call that nothing can interrupt, in a thread.
+                time.sleep(0.01)
+            ended.touch()
         return batch
 
     ds = aiodata.range(100, num_blocks=1).map_batches(first_fast_then_slow, batch_size=10)
-    batches = aiter(ds.with_options(runtime=runtime, close_timeout_s=1.0).aiter_batches(batch_size=10))
+    batches = aiter(ds.with_options(runtime=runtime, close_timeout_s=0.2).aiter_batches(batch_size=10))
     await anext(batches)
-    started = time.perf_counter()
-    await batches.aclose()
-    assert time.perf_counter() - started < 3.0
+    await until(begun.exists, "the call does not begin")
+    with anyio.fail_after(PATIENCE_S):
+        await batches.aclose()
+    assert not ended.exists()
+    may_end.touch()
 
 
 def test_ending_the_loop_right_after_a_break_leaves_nothing(
     runtime: str, log: CallLog, capfd: pytest.CaptureFixture[str]
 ) -> None:
     asyncio.run(leave_by_break(slow(runtime, log)))
-    num_calls = len(log.times())
-    time.sleep(5 * CALL_S)
-    assert len(log.times()) <= num_calls + 2
+    asyncio.run(log.check_stopped(time.time()))
     assert capfd.readouterr() == ("", "")
 
 
@@ -244,7 +257,7 @@ async def test_early_break_inside_a_training_loop_never_starves_either(runtime: 
     train = slow(runtime, log).limit(200)
     validate = slow(runtime, log)
     trained, validated = 0, 0
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         async for batch in train.aiter_batches(batch_size=20):
             trained += len(batch["id"])
             async for held_out in validate.aiter_batches(batch_size=10):
@@ -258,7 +271,7 @@ async def test_paused_training_holds_no_cpu(runtime: str, log: CallLog) -> None:
     async with train.aiter_batches(batch_size=10) as batches:
         await anext(batches)
         # Nobody takes more of it: what it may produce ahead is bounded, so its calls come to an end.
-        await until(lambda: time.time() - log.times()[-1] > 4 * CALL_S, "calls go on", within_s=20.0)
+        await until(lambda: time.time() - log.times()[-1] > 4 * CALL_S, "calls go on")
         if runtime == "ray":
             await until(lambda: ray.available_resources().get("CPU") == 2, "CPUs are held")
         assert len(log.times()) < NUM_CALLS / 4

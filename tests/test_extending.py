@@ -23,6 +23,8 @@ from aiodata.sources.files import check_paths
 from aiodata.sources.memory import TableSource
 from aiodata.sources.parquet import ParquetSource
 
+pytestmark = pytest.mark.loops("asyncio")
+
 PAGE = Path(__file__).parents[1] / "docs" / "extending.md"
 PYTHON_BLOCK = re.compile(r"^```python\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 COLUMNS = pa.schema([("name", pa.string()), ("age", pa.int32())])

@@ -10,10 +10,11 @@ import re
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.conftest import PATIENCE_S
 
 pytestmark = pytest.mark.slow
 
@@ -26,6 +27,10 @@ loops = pytest.mark.parametrize("loop", ["asyncio", "uvloop"])
 PRELUDE = """
 import asyncio, contextlib, gc, sys, threading, time
 import aiodata
+from tests.conftest import PATIENCE_S
+
+# What takes as long has waited for something, in seconds; it takes no time else, and even a busy machine far less.
+LONG_S = 30
 
 def start_ray(runtime):
     if runtime == "ray":
@@ -34,24 +39,20 @@ def start_ray(runtime):
 """
 
 
-def run(
-    program: str, tmp_path: Path, *args: str, strict: bool = True
-) -> tuple[subprocess.CompletedProcess[str], float]:
-    """Run a program, in Python's development mode if it is to be strict; return also how long it took, in seconds."""
+def run(program: str, tmp_path: Path, *args: str, strict: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run a program, in Python's development mode if it is to be strict; one that does not end is an error."""
     path = tmp_path / "program.py"
     path.write_text(PRELUDE + textwrap.dedent(program))
     inherited = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "AIODATA_RUNTIME"}}
     options = ["-X", "dev", "-W", "error"] if strict else []
-    started = time.perf_counter()
-    result = subprocess.run(
+    return subprocess.run(
         [sys.executable, *options, str(path), *args],
         env=inherited,
         capture_output=True,
         text=True,
-        timeout=100,
+        timeout=4 * PATIENCE_S,
         check=False,
     )
-    return result, time.perf_counter() - started
 
 
 def printed(result: subprocess.CompletedProcess[str]) -> list[str]:
@@ -69,7 +70,7 @@ def complaints(result: subprocess.CompletedProcess[str]) -> list[str]:
 @on_both
 @loops
 def test_loops_that_end_right_after_a_break_print_nothing(tmp_path: Path, runtime: str, times: int, loop: str) -> None:
-    result, _ = run(
+    result = run(
         """
         import uvloop
         runtime, times, loop = sys.argv[1:]
@@ -100,7 +101,7 @@ def test_loops_that_end_right_after_a_break_print_nothing(tmp_path: Path, runtim
 
 @loops
 def test_loops_that_end_during_a_first_batch_print_nothing_and_do_not_wait(tmp_path: Path, loop: str) -> None:
-    result, _ = run(
+    result = run(
         """
         import uvloop
         run = uvloop.run if sys.argv[1] == "uvloop" else asyncio.run
@@ -110,7 +111,7 @@ def test_loops_that_end_during_a_first_batch_print_nothing_and_do_not_wait(tmp_p
                 return batch
 
         async def main(turns, of_actors):
-            ds = aiodata.range(10_000, num_blocks=8).with_options(runtime="local")
+            ds = aiodata.range(10_000, num_blocks=8).with_options(runtime="local", close_timeout_s=LONG_S)
             ds = ds.map_batches(Same if of_actors else Same(), batch_size=10)
             iterator = aiter(ds.aiter_batches(batch_size=10, collate_fn=lambda batch: batch))
             first = asyncio.get_running_loop().create_task(iterator.__anext__())
@@ -122,7 +123,7 @@ def test_loops_that_end_during_a_first_batch_print_nothing_and_do_not_wait(tmp_p
                 began = time.perf_counter()
                 run(main(turns, of_actors))
                 took_s = time.perf_counter() - began
-                assert took_s < 2, f"{took_s} s after {turns} turns"
+                assert took_s < LONG_S, f"{took_s} s after {turns} turns"
         """,
         tmp_path,
         loop,
@@ -135,7 +136,7 @@ def test_loops_that_end_during_a_first_batch_print_nothing_and_do_not_wait(tmp_p
 def test_exit_inside_a_loop_that_is_never_closed_ends_the_program_at_once(
     tmp_path: Path, runtime: str, times: int
 ) -> None:
-    result, took_s = run(
+    result = run(
         """
         start_ray(sys.argv[1])
 
@@ -151,15 +152,14 @@ def test_exit_inside_a_loop_that_is_never_closed_ends_the_program_at_once(
         strict=False,
     )
     assert result.returncode == 3, result.stderr
-    assert took_s < (5 if runtime == "local" else 40)
 
 
 def test_call_that_goes_on_does_not_keep_a_program_from_ending(tmp_path: Path) -> None:
-    result, took_s = run(
+    result = run(
         """
         def hang(batch):
             if batch["id"][0]:
-                time.sleep(60)
+                time.sleep(10 * LONG_S)
             return batch
 
         async def main():
@@ -174,15 +174,14 @@ def test_call_that_goes_on_does_not_keep_a_program_from_ending(tmp_path: Path) -
         strict=False,
     )
     assert result.returncode == 3, result.stderr
-    assert took_s < 10
 
 
 @pytest.mark.parametrize("what", ["iterator", "batches"])
 def test_iterator_of_another_loop_that_runs_is_closed_at_once(tmp_path: Path, what: str) -> None:
-    result, _ = run(
+    result = run(
         """
         ds = aiodata.range(10_000, num_blocks=8).map_batches(lambda batch: batch, batch_size=100)
-        batches = ds.with_options(runtime="local").aiter_batches()
+        batches = ds.with_options(runtime="local", close_timeout_s=LONG_S).aiter_batches()
 
         async def start():
             iterator = aiter(batches)
@@ -200,7 +199,7 @@ def test_iterator_of_another_loop_that_runs_is_closed_at_once(tmp_path: Path, wh
         iterator = asyncio.run_coroutine_threadsafe(start(), loop).result()
         began = time.perf_counter()
         asyncio.run(close(iterator if sys.argv[1] == "iterator" else batches))
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - began < LONG_S
         assert iterator.closed
         assert asyncio.run_coroutine_threadsafe(left(), loop).result() == 1, "the run goes on"
         asyncio.run(close(iterator))
@@ -214,10 +213,11 @@ def test_iterator_of_another_loop_that_runs_is_closed_at_once(tmp_path: Path, wh
 
 
 def test_iterator_of_a_loop_that_stands_still_is_closed_at_once(tmp_path: Path) -> None:
-    result, _ = run(
+    result = run(
         """
         async def start():
-            iterator = aiter(aiodata.range(10_000, num_blocks=8).with_options(runtime="local").aiter_batches())
+            ds = aiodata.range(10_000, num_blocks=8).with_options(runtime="local", close_timeout_s=LONG_S)
+            iterator = aiter(ds.aiter_batches())
             await anext(iterator)
             return iterator
 
@@ -228,7 +228,7 @@ def test_iterator_of_a_loop_that_stands_still_is_closed_at_once(tmp_path: Path) 
         iterator = loop.run_until_complete(start())
         began = time.perf_counter()
         asyncio.run(close(iterator))
-        assert time.perf_counter() - began < 1
+        assert time.perf_counter() - began < LONG_S
         assert iterator.closed
         """,
         tmp_path,
@@ -239,7 +239,7 @@ def test_iterator_of_a_loop_that_stands_still_is_closed_at_once(tmp_path: Path) 
 
 @pytest.mark.ray
 def test_process_that_was_forked_from_one_with_ray_is_told_at_once_and_may_run_locally(tmp_path: Path) -> None:
-    result, _ = run(
+    result = run(
         """
         import multiprocessing
         start_ray("ray")
@@ -256,11 +256,11 @@ def test_process_that_was_forked_from_one_with_ray_is_told_at_once_and_may_run_l
                 else:
                     raise AssertionError("Ray was used")
             assert asyncio.run(ds.with_options(runtime="local").count()) == 10
-            assert time.perf_counter() - began < 5
+            assert time.perf_counter() - began < LONG_S
 
         process = multiprocessing.get_context("fork").Process(target=child)
         process.start()
-        process.join(20)
+        process.join(2 * LONG_S)
         assert process.exitcode == 0, process.exitcode
         assert asyncio.run(ds.count()) == 10
         """,
@@ -273,7 +273,7 @@ def test_process_that_was_forked_from_one_with_ray_is_told_at_once_and_may_run_l
 @pytest.mark.ray
 @pytest.mark.parametrize("kind", ["tasks", "actors"])
 def test_run_whose_consumer_holds_all_cpus_says_so_with_the_remedy(tmp_path: Path, kind: str) -> None:
-    result, _ = run(
+    result = run(
         """
         import logging, queue, ray
         start_ray("ray")
@@ -294,12 +294,11 @@ def test_run_whose_consumer_holds_all_cpus_says_so_with_the_remedy(tmp_path: Pat
                     ds = ds.map_batches(Same, num_cpus=1)
                 async with ds.aiter_batches() as batches:
                     first = asyncio.get_running_loop().create_task(batches.__anext__())
-                    message = await asyncio.to_thread(warnings.get, timeout=15)
+                    message = await asyncio.to_thread(warnings.get, timeout=LONG_S)
                     first.cancel()
                 return message
 
-        began = time.perf_counter()
-        print(ray.get(Consumer.remote().first_warning.remote(sys.argv[1]), timeout=30))
+        print(ray.get(Consumer.remote().first_warning.remote(sys.argv[1]), timeout=2 * LONG_S))
         """,
         tmp_path,
         kind,

@@ -17,9 +17,9 @@ import pyarrow as pa
 import pytest
 
 import aiodata
-from tests.conftest import stored_bytes, until
+from tests.conftest import PATIENCE_S, stored_bytes, until
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.loops("asyncio")]
 
 Batch = dict[str, Any]
 
@@ -63,13 +63,21 @@ def dying(once: Once) -> Callable[[Batch], Batch]:
 
 
 class Worker:
-    """An actor's state: it notes each time that it is built, and says in each row who made it."""
+    """An actor's state: it notes each time that it is built, and says in each row who made it.
 
-    def __init__(self, once: Once) -> None:
+    Args:
+        once: When to die.
+        num_together: How many are built before any of them begins: a machine that is busy may take long for the second.
+    """
+
+    def __init__(self, once: Once, num_together: int = 1) -> None:
         self.once = once
+        self.num_together = num_together
         (Path(once.folder) / f"built-{os.getpid()}-{time.monotonic_ns()}").touch()
 
     def __call__(self, batch: Batch) -> Batch:
+        while len(pids_built(Path(self.once.folder))) < self.num_together:
+            time.sleep(0.01)
         # As long as what feeds it takes: there is work for all actors, and no task takes all of it.
         time.sleep(0.03)
         self.once.look_at(batch)
@@ -95,7 +103,7 @@ def numbers(**options: Any) -> aiodata.Dataset:
 
 async def rows_of(ds: aiodata.Dataset, column: str = "twice") -> list[int]:
     rows: list[int] = []
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         async for batch in ds.aiter_batches(batch_size=BATCH_ROWS):
             rows += batch[column].tolist()
     return rows
@@ -121,7 +129,7 @@ async def test_killed_actor_builds_its_state_again_and_no_row_is_lost_or_doubled
 ) -> None:
     death = Once(tmp_path, 350)
     ds = numbers(preserve_order=preserve_order).map_batches(
-        Worker, batch_size=BATCH_ROWS, concurrency=2, fn_constructor_args=(death,)
+        Worker, batch_size=BATCH_ROWS, concurrency=2, fn_constructor_args=(death, 2)
     )
     rows = await rows_of(ds)
     assert death.num_killed == 1
@@ -141,7 +149,7 @@ async def test_worker_killed_while_types_are_found_out_loses_and_doubles_no_row(
         return {"id": batch["id"], "twice": batch["id"] * 2 if row < 250 else batch["id"] * 2.0}
 
     ds = numbers().map_batches(change, batch_size=BATCH_ROWS)
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         batches = [batch async for batch in ds.aiter_batches(batch_size=BATCH_ROWS)]
     assert death.num_killed == 1
     assert {batch["twice"].dtype for batch in batches} == {np.dtype(np.int64)}
@@ -159,11 +167,11 @@ async def test_both_actors_killed_from_outside_in_mid_stream_lose_and_double_no_
     ds = (
         numbers()
         .map_batches(slow, batch_size=BATCH_ROWS)
-        .map_batches(Worker, batch_size=BATCH_ROWS, concurrency=2, fn_constructor_args=(nobody,))
+        .map_batches(Worker, batch_size=BATCH_ROWS, concurrency=2, fn_constructor_args=(nobody, 2))
     )
     rows: list[int] = []
     killed: list[int] = []
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         async for batch in ds.aiter_batches(batch_size=BATCH_ROWS):
             rows += batch["twice"].tolist()
             if not killed and len(pids_built(tmp_path)) == 2:
@@ -192,7 +200,7 @@ async def test_pool_replaces_an_actor_that_is_lost_and_goes_on_where_failures_ma
     ds = ds.map_batches(Worker, batch_size=BATCH_ROWS, concurrency=1, fn_constructor_args=(death,))
     rows: list[int] = []
     made_by: set[int] = set()
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         async with ds.aiter_batches(batch_size=BATCH_ROWS) as batches:
             async for batch in batches:
                 rows += batch["id"].tolist()

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
-import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import anyio
 import pytest
 
 import aiodata
-from tests.conftest import collect
+from tests.conftest import PATIENCE_S, collect
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("clean")]
 
@@ -21,64 +23,82 @@ NUM_CALLS = 1000
 MAX_CALLS = 100
 
 
-class Running:
-    """Calls that run, in the process that they run in; each call notes how many there are."""
+class Log:
+    """Calls as seen from outside: each notes how many run when it begins, in a file, from any process."""
 
-    num = 0
+    # Of the process that calls run in, by the path of their log.
+    running: ClassVar[dict[str, int]] = defaultdict(int)
+    gates: ClassVar[dict[str, asyncio.Event]] = defaultdict(asyncio.Event)
 
     def __init__(self, path: Path) -> None:
         self.path = str(path)
 
-    def note(self, step: int) -> None:
-        Running.num += step
-        if step > 0:
-            with open(self.path, "a") as file:
-                file.write(f"{Running.num} {time.time()}\n")
-
-    def peaks(self) -> list[int]:
-        return [int(line.split()[0]) for line in Path(self.path).read_text().splitlines()]
-
-    def times(self) -> list[float]:
-        return [float(line.split()[1]) for line in Path(self.path).read_text().splitlines()]
-
-
-def asking(running: Running, fail_at: int | None = None) -> Any:
-    async def ask(batch: Batch) -> Batch:
-        running.note(1)
+    @contextmanager
+    def noted(self) -> Iterator[int]:
+        """Note a call that runs; return how many do."""
+        self.running[self.path] += 1
+        num = self.running[self.path]
+        self.write(str(num))
         try:
-            await asyncio.sleep(0.01)
-            if fail_at in batch["id"]:
-                raise ValueError(f"failed at {time.time()}")
-            return {"id": batch["id"] + 1}
+            yield num
         finally:
-            running.note(-1)
+            self.running[self.path] -= 1
 
-    return ask
+    @property
+    def gate(self) -> asyncio.Event:
+        return self.gates[self.path]
+
+    def write(self, line: str) -> None:
+        with open(self.path, "a") as file:
+            file.write(f"{line}\n")
+
+    def lines(self) -> list[str]:
+        return Path(self.path).read_text().splitlines()
 
 
 @pytest.mark.parametrize("preserve_order", [False, True])
 async def test_as_many_calls_are_in_flight_as_there_may_be_and_no_more(
     runtime: str, tmp_path: Path, preserve_order: bool
 ) -> None:
-    running = Running(tmp_path / "calls")
+    log = Log(tmp_path / "calls")
+
+    async def ask(batch: Batch) -> Batch:
+        # None ends before as many run as may: were it fewer, all would wait in vain.
+        with log.noted() as num:
+            if num == MAX_CALLS:
+                log.gate.set()
+            async with asyncio.timeout(PATIENCE_S):
+                await log.gate.wait()
+            await asyncio.sleep(0.001)
+        return {"id": batch["id"] + 1}
+
     ds = aiodata.range(NUM_CALLS, num_blocks=1).with_options(runtime=runtime, preserve_order=preserve_order)
-    rows = await collect(ds.map_batches(asking(running), batch_size=1, concurrency=MAX_CALLS))
+    rows = await collect(ds.map_batches(ask, batch_size=1, concurrency=MAX_CALLS))
     assert rows == list(range(1, NUM_CALLS + 1))
-    assert len(running.peaks()) == NUM_CALLS
-    assert max(running.peaks()) == MAX_CALLS
+    peaks = list(map(int, log.lines()))
+    assert len(peaks) == NUM_CALLS
+    assert max(peaks) == MAX_CALLS
 
 
 async def test_failed_call_reaches_the_consumer_and_no_call_starts_after_it(runtime: str, tmp_path: Path) -> None:
-    running = Running(tmp_path / "calls")
+    log = Log(tmp_path / "calls")
+
+    async def ask(batch: Batch) -> Batch:
+        with log.noted():
+            await asyncio.sleep(0.01)
+            if 300 in batch["id"]:
+                log.write("failed")
+                raise ValueError("as planned")
+        return {"id": batch["id"] + 1}
+
     ds = aiodata.range(NUM_CALLS, num_blocks=1).with_options(runtime=runtime)
-    ds = ds.map_batches(asking(running, fail_at=300), batch_size=1, concurrency=MAX_CALLS)
-    with pytest.raises(aiodata.TaskError, match=r"map_batches\(ask\).*ValueError: failed at") as caught:
-        await collect(ds)
-    failed_at = float(str(caught.value.__cause__).split()[-1])
-    assert time.time() - failed_at < 1
-    num_calls = len(running.times())
+    with pytest.raises(aiodata.TaskError, match=r"map_batches\(ask\).*ValueError: as planned"):
+        await collect(ds.map_batches(ask, batch_size=1, concurrency=MAX_CALLS))
+    lines = log.lines()
     await anyio.sleep(0.1)  # Calls that went on would take a tenth of it.
-    assert len(running.times()) == num_calls
+    assert log.lines() == lines
     # The ones that were let in before the failure was seen, in the same turn of the loop.
-    assert max(running.times()) - failed_at < 0.05
-    assert 300 < num_calls <= 300 + 2 * MAX_CALLS
+    num_before = lines.index("failed")
+    assert num_before > 300
+    assert len(lines) - 1 - num_before <= MAX_CALLS
+    assert len(lines) - 1 <= 300 + 2 * MAX_CALLS

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import textwrap
-import time
 from pathlib import Path
 
 import psutil
 import pytest
 
+from tests.conftest import PATIENCE_S
 from tests.runtime.test_start import run
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
@@ -72,11 +72,12 @@ def program(end: str, folder: Path) -> str:
     return text.replace("sys.argv[1]", repr(str(folder)))
 
 
-def test_shutdown_under_an_iteration_is_an_error_within_three_seconds(tmp_path: Path) -> None:
+def test_shutdown_under_an_iteration_is_an_error_at_once(tmp_path: Path) -> None:
     result = run(program(SHUTDOWN, tmp_path), tmp_path)
     (message, elapsed_s), (num_tasks, is_up) = map(json.loads, result.stdout.splitlines())
     assert message.startswith("Ray was shut down while a run was using it")
-    assert elapsed_s < 3
+    # All of the rows would take minutes.
+    assert elapsed_s < PATIENCE_S
     assert (num_tasks, is_up) == (1, False)
 
 
@@ -98,13 +99,11 @@ def test_ctrl_c_ends_the_program_with_its_actors_and_workers(tmp_path: Path) -> 
         actors = [int(name.name) for name in tmp_path.iterdir() if name.name.isdigit()]
         assert actors
         assert set(actors) <= {one.pid for one in started_by_it}
-        interrupted = time.perf_counter()
         process.send_signal(signal.SIGINT)
-        _, stderr = process.communicate(timeout=30)
-        elapsed_s = time.perf_counter() - interrupted
+        # All of the rows would take minutes.
+        _, stderr = process.communicate(timeout=PATIENCE_S)
     # Where ray is imported, Python exits with 1 after Ctrl-C, not by the signal.
     assert process.returncode in {1, -signal.SIGINT}
     assert stderr.rstrip().endswith("KeyboardInterrupt")
-    assert elapsed_s < 8
-    _, left = psutil.wait_procs(started_by_it, timeout=5)
+    _, left = psutil.wait_procs(started_by_it, timeout=PATIENCE_S)
     assert not left

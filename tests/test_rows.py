@@ -22,6 +22,8 @@ from hypothesis import strategies as st
 
 import aiodata
 
+pytestmark = pytest.mark.loops("asyncio")
+
 Row = dict[str, Any]
 
 FORMATS = ("numpy", "pyarrow", "pandas", "polars")

@@ -17,6 +17,7 @@ import pytest
 
 from aiodata import OptionError
 from aiodata.running import run
+from tests.conftest import PATIENCE_S
 
 
 async def double(value: int, *, times: int = 1) -> int:
@@ -193,7 +194,7 @@ def interrupted(program: str, loop: str, tmp_path: Path) -> tuple[int, str, str]
             assert process.stdout is not None
             assert process.stdout.readline() == "ready\n"
             process.send_signal(signal.SIGINT)
-            output, errors = process.communicate(timeout=20)
+            output, errors = process.communicate(timeout=PATIENCE_S)
         finally:
             process.kill()
     return process.returncode, output, errors

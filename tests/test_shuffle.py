@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import aiodata
-from tests.conftest import collect
+from tests.conftest import PATIENCE_S, collect
 
 NUM_ROWS = 200
 
@@ -157,7 +157,7 @@ async def test_a_seed_gives_the_same_order_though_tasks_finish_in_another() -> N
 
     def hold_the_first(batch: dict[str, Any]) -> dict[str, Any]:
         if 0 in batch["id"]:
-            assert a_later_one_ended.wait(20)
+            assert a_later_one_ended.wait(PATIENCE_S)
         else:
             a_later_one_ended.set()
         return batch

@@ -18,7 +18,7 @@ import aiodata
 from aiodata.batching.consumer import Consumer
 from aiodata.concurrency import Supervisor
 from tests.batching.services import splits_of
-from tests.conftest import threads, until
+from tests.conftest import PATIENCE_S, threads, until
 from tests.splits import (
     Split,
     Worker,
@@ -92,7 +92,7 @@ async def test_next_that_is_cancelled_again_and_again_loses_and_doubles_no_row()
                         read[split.split_index].append(batch["id"].tolist())
                         await anyio.lowlevel.checkpoint()
 
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             async with anyio.create_task_group() as group:
                 for split in splits:
                     group.start_soon(impatient, split)
@@ -111,11 +111,11 @@ async def test_killed_consumer_is_replaced_and_no_epoch_hangs(worker: Any, tmp_p
     async def read_second() -> None:
         other.extend(await read_all(second))
 
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         call = worker.run.remote(read_and_hold, first, str(log), 3)
         async with anyio.create_task_group() as group:
             group.start_soon(read_second)
-            await until(lambda: log.exists(), "it holds no batch", within_s=30)
+            await until(lambda: log.exists(), "it holds no batch")
             ray.kill(worker)
         with pytest.raises(ray.exceptions.ActorDiedError):
             await call
@@ -171,9 +171,9 @@ async def test_late_consumer_is_waited_for_and_misses_nothing() -> None:
 async def test_what_a_killed_consumer_had_in_hand_is_not_done(worker: Any, tmp_path: Path) -> None:
     (split,) = aiodata.range(NUM_ROWS, num_blocks=40).with_options(runtime="ray").streaming_split(1)
     log = tmp_path / "held"
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         call = worker.run.remote(read_and_hold, split, str(log), 3)
-        await until(lambda: log.exists(), "it holds no batch", within_s=30)
+        await until(lambda: log.exists(), "it holds no batch")
         received = [int(line) for line in log.read_text().split()]
         finished, in_hand = received[:20], received[20:]
         assert len(in_hand) == 10

@@ -21,7 +21,7 @@ import aiodata
 from tests.conftest import until
 from tests.splits import Split, Worker, alternate, read_all, read_batches, read_epochs, together, until_stats
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("clean"), pytest.mark.loops("asyncio")]
 
 NUM_ROWS = 400
 NUM_EPOCHS = 20

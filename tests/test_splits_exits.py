@@ -31,9 +31,9 @@ from tests.splits import (
     together,
     until_stats,
 )
-from tests.test_exits import CALL_S, CallLog, slow
+from tests.test_exits import CallLog, slow
 
-pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("clean")]
+pytestmark = [pytest.mark.slow, pytest.mark.ray, pytest.mark.usefixtures("clean"), pytest.mark.loops("asyncio")]
 
 Leave = Callable[[Split], Coroutine[Any, Any, list[int]]]
 
@@ -46,10 +46,6 @@ EXITS: list[Leave] = [
     leave_while_waiting,
     leave_without_closing,
 ]
-
-# The pipelines here would come to their natural end after 30 s. On a machine that is busy with other things, news
-# travels slower.
-SOON_S = 4.0
 
 
 @pytest.fixture
@@ -77,12 +73,9 @@ def cpus_are_free() -> bool:
 async def assert_stopped(log: CallLog) -> float:
     """Check that the execution has ended; return how long that took to be seen, in seconds."""
     left = time.time()
-    delay_s = await until(cpus_are_free, "CPUs are not free", within_s=SOON_S)
-    # Ray's word on its CPUs is a little old: tasks that had just been sent may have begun since. A pipeline that went
-    # on would call some ten times in this while.
-    await until(
-        lambda: time.time() - max([left, *log.times()]) > 5 * CALL_S, "functions are still called", within_s=SOON_S
-    )
+    delay_s = await until(cpus_are_free, "CPUs are not free")
+    # Ray's word on its CPUs is a little old: tasks that had just been sent may have begun since.
+    await log.check_stopped(left)
     assert cpus_are_free()
     assert log.times(), "nothing was called"
     return delay_s
@@ -98,19 +91,19 @@ async def test_execution_ends_when_both_have_left(workers: list[Any], log: CallL
 
 async def test_cpus_are_free_within_a_second_of_the_last_break(workers: list[Any], log: CallLog) -> None:
     splits = slow("ray", log).streaming_split(2)
-    delays = []
-    for _ in range(3):
+    delays: list[float] = []
+    # The quickest one counts, since the machine may be busy with something else.
+    while min(delays, default=1.0) >= 1.0:
+        assert len(delays) < 10, delays
         calls = [worker.run.remote(leave_by_break, split) for worker, split in zip(workers, splits, strict=True)]
         await together(*calls)
         delays.append(await assert_stopped(log))
-    # The quickest one, since the machine may have been busy with something else.
-    assert min(delays) < 1.0
 
 
 async def test_cancelled_actor_calls_end_the_execution(workers: list[Any], log: CallLog) -> None:
     splits = slow("ray", log).streaming_split(2)
     calls = [worker.run.remote(read_for_ever, split) for worker, split in zip(workers, splits, strict=True)]
-    await until(lambda: len(log.times()) > 4, "nothing has begun", within_s=30)
+    await until(lambda: len(log.times()) > 4, "nothing has begun")
     for call in calls:
         ray.cancel(call)
     for call in calls:
@@ -130,6 +123,7 @@ async def test_tasks_that_return_without_closing_end_the_execution(log: CallLog,
     assert not set(ids[0]) & set(ids[1])
 
 
+@pytest.mark.loops("asyncio", "uvloop")
 async def test_consumer_that_is_cancelled_while_it_waits_for_the_others_leaves_the_barrier(workers: list[Any]) -> None:
     first, second = aiodata.range(100, num_blocks=4).with_options(runtime="ray").streaming_split(2)
     for _ in range(2):
@@ -166,10 +160,11 @@ async def test_execution_goes_on_for_the_one_who_stays_and_ends_with_it(workers:
     await assert_stopped(log)
 
 
+@pytest.mark.loops("asyncio", "uvloop")
 async def test_consumers_in_the_driver_leave_like_others(log: CallLog) -> None:
     splits = slow("ray", log).streaming_split(2)
     for leave in EXITS:
         async with anyio.create_task_group() as group:
             for split in splits:
                 group.start_soon(leave, split)
-        await until(cpus_are_free, f"CPUs are not free after {leave}", within_s=SOON_S)
+        await until(cpus_are_free, f"CPUs are not free after {leave}")

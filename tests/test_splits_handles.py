@@ -18,7 +18,7 @@ from ray import cloudpickle
 
 import aiodata
 from aiodata.split import SplitIterator
-from tests.conftest import stored_bytes, until
+from tests.conftest import PATIENCE_S, stored_bytes, until
 from tests.split_consumers import coordinator_of
 
 # What is tried is in other processes: one event loop suffices here.
@@ -26,8 +26,7 @@ pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.usefixtures("same_store"),
-    pytest.mark.asyncio(loop_factories=["asyncio"]),
-    pytest.mark.timeout(90),
+    pytest.mark.loops("asyncio"),
 ]
 
 Batch = dict[str, Any]
@@ -90,7 +89,7 @@ async def test_splits_are_consumed_in_a_task_an_actor_and_the_driver_at_once() -
 @pytest.fixture
 async def free_store() -> int:
     gc.collect()
-    await until(lambda: ray.available_resources().get("CPU") == 2, "Ray's CPUs are not free", within_s=20)
+    await until(lambda: ray.available_resources().get("CPU") == 2, "Ray's CPUs are not free")
     return stored_bytes()
 
 
@@ -103,9 +102,9 @@ async def test_coordinator_its_execution_and_its_blocks_go_with_the_last_handle(
     assert is_alive(actor_id)
     del first, second, handles
     gc.collect()
-    await until(lambda: not is_alive(actor_id), "the coordinator is still there", within_s=10)
-    await until(lambda: ray.available_resources().get("CPU") == 2, "its execution goes on", within_s=10)
-    await until(lambda: stored_bytes() <= free_store, "its blocks are still there", within_s=10)
+    await until(lambda: not is_alive(actor_id), "the coordinator is still there")
+    await until(lambda: ray.available_resources().get("CPU") == 2, "its execution goes on")
+    await until(lambda: stored_bytes() <= free_store, "its blocks are still there")
 
 
 def pad(batch: Batch) -> Batch:
@@ -147,7 +146,7 @@ def gated(gate: Any) -> aiodata.Dataset:
 
 
 async def reach(gate: Any, num_calls: int) -> None:
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         while await gate.num_calls.remote() < num_calls:
             pass
 
@@ -187,7 +186,7 @@ async def test_two_who_ask_for_the_schema_share_a_short_run_and_an_epoch_waits_f
             group.start_soon(ask, split)
         await reach(gate, 1)
         group.start_soon(consume)
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             while (await splits[0].stats()).phase != "running":
                 pass
         assert await gate.num_calls.remote() == 1
@@ -226,7 +225,7 @@ async def test_stats_have_rows_waits_and_what_is_held_ahead_for_each_split() -> 
         group.start_soon(consume_rest)
         held = [*(await anext(batches))["id"].tolist()]
         # The other one gets all that this one has not asked for.
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             while (await splits[0].stats()).splits[1].acked_rows == 0:
                 pass
         stats = await splits[0].stats()

@@ -18,14 +18,16 @@ from ray.exceptions import RayError
 import aiodata
 from aiodata import SplitOptions
 from aiodata.options import OnSplitLost
+from tests.conftest import PATIENCE_S
 from tests.split_consumers import BATCH_ROWS, Consumer, Note, Record, Run, consume_in_task, start_driver
+from tests.splits import until_stats
 
 # What is tried is in other processes: one event loop suffices here.
 pytestmark = [
     pytest.mark.ray,
     pytest.mark.slow,
     pytest.mark.usefixtures("same_store"),
-    pytest.mark.asyncio(loop_factories=["asyncio"]),
+    pytest.mark.loops("asyncio"),
     pytest.mark.timeout(180),
 ]
 
@@ -33,8 +35,8 @@ BLOCK_ROWS = 50
 NUM_ROWS = 1000
 ALL = list(range(NUM_ROWS))
 
-# A killed consumer is noticed within so many seconds: after two, and later where the machine has much else to do.
-NOTICED_S = 10.0
+# A killed consumer is noticed within so many seconds: 2 of them pass in Ray, and the others on a busy machine.
+NOTICED_S = 30.0
 
 # What a consumer is done with is known after so many seconds, or with its next request; and how late a message may be.
 KNOWN_S = 0.1
@@ -81,14 +83,18 @@ def kill(pid: int) -> float:
     return time.monotonic()
 
 
+async def kill_at_gate(run: Run, split: aiodata.SplitIterator, who: str, num_batches: int) -> float:
+    """Kill a consumer at its gate, once it is known to be done with all but the batch in hand; return when."""
+    pid = await run.reached(who, num_batches)
+    done = (num_batches - 1) * BATCH_ROWS
+    await until_stats(split, lambda stats: stats.splits[split.split_index].acked_rows >= done)
+    return kill(pid)
+
+
 async def check_repeated(dead: list[Note], again: list[int]) -> None:
-    """Check that rows which a killed consumer was done with came again only if that could not be known."""
+    """Check that of what a killed consumer was done with only what nobody could know of came again."""
     done = [row for note in dead for row in note.ids]
-    repeated = sorted(set(done) & set(again))
-    asked_last_s = dead[-2].at_s
-    unknown = [row for note in dead if note.at_s > asked_last_s - KNOWN_S - MESSAGE_S for row in note.ids]
-    assert set(repeated) <= set(unknown)
-    assert repeated == sorted(done[len(done) - len(repeated) :])
+    assert set(done) & set(again) <= set(dead[-1].ids)
 
 
 async def check_once(run: Run, dead: str, *alive: str, epoch: int = 0, rows: list[int] = ALL) -> None:
@@ -124,7 +130,7 @@ async def test_replacement_of_a_killed_consumer_begins_with_what_was_not_acknowl
     victim = await start_victim(kind, tmp_path, splits[0], run, "dead")
     other = survivors[0].consume.remote(splits[1], run, "other", [0, 1])
     await run.reached("other", 15)
-    killed_s = kill(await run.reached("dead", 15))
+    killed_s = await kill_at_gate(run, splits[0], "dead", 15)
     new = survivors[1].consume.remote(splits[0], run, "new", [0, 1])
     await run.reached("new", 1)
     await run.open("other")
@@ -148,7 +154,7 @@ async def test_survivors_get_what_a_killed_consumer_was_not_done_with_and_go_on_
     a, b = (survivors[i].consume.remote(splits[i + 1], run, who, [0, 1, 2]) for i, who in enumerate("ab"))
     for who in "ab":
         await run.reached(who, 10)
-    kill(await run.reached("dead", 10))
+    await kill_at_gate(run, splits[0], "dead", 10)
     await run.gate("a", "b", epoch=1, at=1)
     await see_dead("actor", victim)
     for who in "ab":
@@ -202,7 +208,7 @@ async def test_consumer_killed_at_the_barrier_is_replaced_or_done_without(
     waiting = survivors[0].consume.remote(splits[1], run, "waiting")
     pid = await run.reached("dead", 0)
     await run.reached("waiting", 0)
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         while (await splits[0].stats()).absent != (2,):
             pass
     killed_s = kill(pid)
@@ -231,7 +237,7 @@ async def test_consumer_killed_with_the_last_batch_in_hand_holds_nobody_up(
     await run.gate("dead", at=BLOCK_ROWS // BATCH_ROWS)
     victim = Consumer.remote().consume.remote(splits[0], run, "dead")
     other = survivors[0].consume.remote(splits[1], run, "other", [0, 1])
-    killed_s = kill(await run.reached("dead", BLOCK_ROWS // BATCH_ROWS))
+    killed_s = await kill_at_gate(run, splits[0], "dead", BLOCK_ROWS // BATCH_ROWS)
     await see_dead("actor", victim)
     if mode == "raise":
         ended = await other

@@ -15,7 +15,7 @@ import pytest
 import aiodata
 from tests.conftest import collect
 
-pytestmark = pytest.mark.usefixtures("clean")
+pytestmark = [pytest.mark.usefixtures("clean"), pytest.mark.loops("asyncio")]
 
 Batch = dict[str, Any]
 
@@ -172,6 +172,7 @@ async def test_error_without_a_text_still_names_operator_and_rows(runtime: str) 
     assert "SpeechlessError" in str(failure)
 
 
+@pytest.mark.loops("asyncio", "uvloop")
 @pytest.mark.parametrize("kind", [asyncio.CancelledError, GeneratorExit, StopIteration, StopAsyncIteration])
 async def test_exception_that_steers_the_interpreter_is_an_error_and_no_end_of_data(
     runtime: str, kind: type[BaseException]

@@ -13,7 +13,7 @@ import pytest
 
 from aiodata.iterator import BatchIterator
 from tests.batching.feeds import FakeFeed, do_nothing, drain, iterate, settle
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 
 SIZE = 10
 
@@ -68,7 +68,7 @@ class Calls:
     def _call_in_thread(self, batch: Any) -> Any:
         number = self._begin(batch)
         if self._held:
-            assert self._thread_gates.setdefault(number, threading.Event()).wait(10)
+            assert self._thread_gates.setdefault(number, threading.Event()).wait(2 * PATIENCE_S)
         return self._end(number)
 
     async def _call_on_loop(self, batch: Any) -> Any:
@@ -95,7 +95,12 @@ async def rest_of(batches: BatchIterator, first: Awaitable[Any]) -> list[Any]:
 
 def collating(calls: Calls, feed: FakeFeed, *, workers: int = 1, is_ordered: bool = False) -> BatchIterator:
     return iterate(
-        feed, is_ordered=is_ordered, batch_size=SIZE, collate_fn=calls.function, collate_workers=workers, grace_s=2
+        feed,
+        is_ordered=is_ordered,
+        batch_size=SIZE,
+        collate_fn=calls.function,
+        collate_workers=workers,
+        grace_s=2 * PATIENCE_S,
     )
 
 

@@ -24,6 +24,7 @@ from aiodata.batching.pipeline import make_pipeline
 from aiodata.bundle import BlockMetadata, RefBundle
 from aiodata.iterator import BatchIterator
 from aiodata.stats import RunStats
+from tests.conftest import PATIENCE_S
 
 SCHEMA = pa.schema([("id", pa.int64())])
 ROW_BYTES = 8
@@ -167,7 +168,7 @@ class FakeFeed:
         return table_on_numpy(ids)
 
 
-def iterate(feed: FakeFeed, *, is_ordered: bool = True, grace_s: float = 5.0, **options: Any) -> BatchIterator:
+def iterate(feed: FakeFeed, *, is_ordered: bool = True, grace_s: float = PATIENCE_S, **options: Any) -> BatchIterator:
     """An iterator over the batches of a feed, as `Dataset.aiter_batches` makes it."""
     pipeline = make_pipeline(BatchOptions(**options), epoch=0, is_ordered=is_ordered, grace_s=grace_s)
     return BatchIterator(Consumer(feed, pipeline, ExecutionOptions(close_timeout_s=grace_s)))

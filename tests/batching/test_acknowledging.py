@@ -27,6 +27,7 @@ from aiodata.batching.pipeline import BundlePipeline
 from aiodata.bundle import RefBundle
 from aiodata.rows import RowIterator
 from tests.batching.feeds import ROW_BYTES, FakeFeed, iterate, settle, some_turns
+from tests.conftest import PATIENCE_S
 
 
 class Supply(FakeFeed):
@@ -179,7 +180,7 @@ def cutting_ahead(case: Case) -> Iterator[None]:
 async def read(case: Case) -> tuple[Supply, int]:
     """Read a case to its end; return its supply, and how far that was behind the truth at most."""
     feed, chance = Supply(case.sizes, case.ranges), random.Random(case.seed)
-    with anyio.fail_after(20), cutting_ahead(case):
+    with anyio.fail_after(PATIENCE_S), cutting_ahead(case):
         async with feed.conducted(chance, 6):
             lag = await feed.user.read(case.iterate(feed, chance), lambda batch: np.asarray(batch["id"]), chance)
     num_rows = len(feed.ids)

@@ -23,7 +23,7 @@ from aiodata import BatchIterator
 from aiodata.bundle import RefBundle
 from tests.batching.calls import BOTH_KINDS, copied_ids, copy_in_thread, copy_on_the_loop
 from tests.batching.feeds import ROW_BYTES, FakeFeed, drain, iterate, settle, some_turns, without_gc
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 
 # Arrow rounds its allocations up.
 PADDING_BYTES = 4096
@@ -157,7 +157,7 @@ async def read_all(case: Case, **more: Any) -> tuple[FakeFeed, Reader]:
     feed = case.feed()
     options = case.options | {"batch_size": case.batch_size, "max_prefetch_bytes": case.max_bytes} | more
     reader, batches = Reader(feed, case.batch_size), iterate(feed, **options)
-    with anyio.fail_after(20):
+    with anyio.fail_after(PATIENCE_S):
         async with feed.conducted(chance, case.fetch_turns):
             await reader.read(batches, chance, case.user_turns)
     ids = np.concatenate([np.array([], np.int64), *reader.ids])

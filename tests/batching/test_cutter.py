@@ -23,6 +23,7 @@ from aiodata.batching.window import FetchWindow
 from aiodata.block import copy_rows
 from aiodata.bundle import RefBundle
 from tests.batching.feeds import ROW_BYTES, FakeFeed, settle, without_gc
+from tests.conftest import PATIENCE_S
 
 FORMATS = ["numpy", "pyarrow", "pandas", "polars"]
 
@@ -36,7 +37,7 @@ class Cutting:
     def __init__(self, feed: FakeFeed, *, is_direct: bool = True, rows_ahead: int = 0, **options: Any) -> None:
         given = BatchOptions(**{"batch_format": "pyarrow"} | options)
         self.window = FetchWindow(rows_ahead, 1, given.max_prefetch_bytes)
-        self.cutter = Cutter(given, self.window, epoch=0, grace_s=5.0, is_direct=is_direct)
+        self.cutter = Cutter(given, self.window, epoch=0, grace_s=PATIENCE_S, is_direct=is_direct)
         self._feed = feed
 
     @asynccontextmanager
@@ -112,7 +113,7 @@ async def test_all_rows_leave_in_order_in_batches_of_one_size_however_often_it_i
     )
     batches: list[list[int]] = []
     batch: Any = None
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with feed.conducted(chance, 2), cutting.running() as cutter:
             while batch is not Signal.END:
                 batch = None
@@ -151,7 +152,7 @@ async def test_all_rows_leave_once_when_they_are_shuffled(
         local_shuffle_buffer_size=buffer_rows,
         local_shuffle_seed=7,
     )
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with feed.conducted(random.Random(seed), 2), cutting.running() as cutter:
             batches = await all_batches(cutter)
             assert cutting.window.held_bytes == 0
@@ -401,7 +402,7 @@ async def test_close_during_a_copy_in_a_thread_is_the_end(monkeypatch: pytest.Mo
 
     def copy_until_closed(rows: pa.Table) -> pa.Table:
         begun.set()
-        closed.wait(10)
+        closed.wait(PATIENCE_S)
         return copy_rows(rows)
 
     monkeypatch.setattr("aiodata.batching.cutter.copy_rows", copy_until_closed)

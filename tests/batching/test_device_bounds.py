@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from aiodata import BatchIterator, TaskError
 from tests.batching.calls import BOTH_KINDS, copy_in_thread, copy_on_the_loop
 from tests.batching.feeds import FakeFeed, Watch, cancel_later, iterate, settle, some_turns, without_gc
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 
 
 class Token:
@@ -107,7 +107,7 @@ async def test_batches_on_a_device_are_at_most_those_ahead_and_the_one_in_use(
     numbers: list[int] = []
     token: Token | None = None
     has_failed = is_over = False
-    with without_gc(), anyio.fail_after(10):
+    with without_gc(), anyio.fail_after(PATIENCE_S):
         async with feed.conducted(chance, 3):
             while stop_after is None or len(numbers) < stop_after:
                 try:

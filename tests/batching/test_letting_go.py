@@ -32,7 +32,7 @@ async def test_nothing_is_held_after_the_end_but_the_batch_in_hand(end: str, opt
                     break
         if end == "dropped":
             batches = None
-            await until(lambda: feed.memory.live <= 3000 * ROW_BYTES, "blocks are held", within_s=1)
+            await until(lambda: feed.memory.live <= 3000 * ROW_BYTES, "blocks are held")
         else:
             await batches.aclose()
             assert feed.memory.live <= 3000 * ROW_BYTES
@@ -40,7 +40,7 @@ async def test_nothing_is_held_after_the_end_but_the_batch_in_hand(end: str, opt
         assert len(batch["id"]) in (200, 150)
         del batch
         if end == "dropped":
-            await until(lambda: feed.memory.live == 0, "blocks are held", within_s=1)
+            await until(lambda: feed.memory.live == 0, "blocks are held")
         assert feed.memory.live == 0
 
 

@@ -13,6 +13,7 @@ from anyio.lowlevel import checkpoint
 
 import aiodata
 from tests.batching.services import LocalService, splits_of
+from tests.conftest import PATIENCE_S
 from tests.splits import Split, leave_by_break, read_all
 
 
@@ -25,7 +26,7 @@ async def called(service: LocalService, method: str, times: int) -> None:
 async def test_consumer_that_leaves_before_it_knows_its_lease_is_not_lost(on_split_lost: Any) -> None:
     ds = aiodata.range(100, num_blocks=4)
     options = aiodata.SplitOptions(on_split_lost=on_split_lost)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(ds, 2, options=options) as (service, (first, second)):
             read: list[int] = []
 
@@ -57,7 +58,7 @@ async def test_consumer_that_leaves_before_it_knows_its_lease_is_not_lost(on_spl
 
 async def test_consumer_that_leaves_while_it_waits_for_a_busy_split_does_not_get_it_later() -> None:
     ds = aiodata.range(100, num_blocks=4)
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(ds, 1) as (service, (split,)):
             async with split.aiter_batches(batch_size=10) as batches:
                 await anext(batches)
@@ -94,7 +95,7 @@ async def test_consumers_that_leave_at_any_moment_share_each_epoch_and_leave_all
     options = aiodata.SplitOptions(on_split_lost=chance.choice(["wait", "raise", "redistribute"]))
     read: dict[int, list[int]] = defaultdict(list)
     ds = aiodata.range(24 * 7, num_blocks=24)
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(ds, num_splits, equal=is_equal, options=options) as (service, splits):
             async with anyio.create_task_group() as group:
                 for split in splits:
@@ -136,7 +137,7 @@ RAISE = aiodata.SplitOptions(on_split_lost="raise")
 
 @pytest.mark.parametrize("is_equal", [True, False])
 async def test_end_is_told_to_nobody_whose_epoch_another_can_still_leave_a_gap_in(is_equal: bool) -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(aiodata.range(100, num_blocks=10), 2, equal=is_equal, options=RAISE) as (service, splits):
             taken: list[tuple[Any, list[Any]]] = []
             ids: list[int] = []
@@ -164,7 +165,7 @@ async def test_end_is_told_to_nobody_whose_epoch_another_can_still_leave_a_gap_i
 
 
 async def test_cancelled_wait_for_the_others_end_can_be_gone_on_with() -> None:
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with splits_of(aiodata.range(100, num_blocks=10), 2, options=RAISE) as (service, splits):
             first, second = (aiter(split.aiter_batches(batch_size=7)) for split in splits)
             async with first, second:

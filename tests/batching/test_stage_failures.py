@@ -11,7 +11,7 @@ import pytest
 from aiodata import TaskError
 from tests.batching.calls import BOTH_KINDS, BOTH_ORDERS, BOTH_PARTS, SIZE, Calls, begun, blocks, collating, rest_of
 from tests.batching.feeds import FakeFeed, at, drain, iterate, settle, without_gc
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 
 # What an exception's type may mean to a loop, a thread or a future, rather than that the function failed.
 ERRORS_IN_THREADS = [KeyError, StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, asyncio.CancelledError]
@@ -29,7 +29,10 @@ async def test_whatever_the_function_raises_is_a_failure_of_the_batch(
     calls = Calls(is_async=is_async)
     error = calls.errors[2] = kind("text")
     batches = iterate(blocks(9), batch_size=SIZE, **at(part, calls.function))
-    with anyio.fail_after(5), pytest.raises(TaskError, match=f"^{part} failed on batch 2 .*{kind.__name__}") as caught:
+    with (
+        anyio.fail_after(PATIENCE_S),
+        pytest.raises(TaskError, match=f"^{part} failed on batch 2 .*{kind.__name__}") as caught,
+    ):
         await drain(batches)
     assert batches.stats().batches <= 2
     assert caught.value.__cause__ is error
@@ -68,8 +71,8 @@ async def test_failure_is_seen_at_once_though_another_call_blocks_its_thread(is_
     waiting = asyncio.ensure_future(anext(batches))
     await begun(calls, 3)
     calls.release(1)
-    # Neither the calls that go on are waited for, nor, with 2 s, what closing may take.
-    with anyio.fail_after(1), pytest.raises(TaskError) as caught:
+    # Neither the calls that go on are waited for, nor, with twice as long, what closing may take.
+    with anyio.fail_after(PATIENCE_S), pytest.raises(TaskError) as caught:
         await waiting
     assert caught.value.__cause__ is error
     assert calls.running == {0, 2}
@@ -129,7 +132,7 @@ async def test_failed_pass_holds_no_block_once_its_error_is_handled(keep: bool, 
         await batches.aclose()
         if not keep:
             del batches
-        await until(lambda: feed.memory.live == 0, "blocks are held", within_s=0.5)
+        await until(lambda: feed.memory.live == 0, "blocks are held")
 
 
 async def test_failed_fetch_is_raised_beside_calls_that_go_on() -> None:
@@ -144,7 +147,7 @@ async def test_failed_fetch_is_raised_beside_calls_that_go_on() -> None:
     feed.gates[1].set()
     await settle()
     calls.release_all()
-    with anyio.fail_after(5), pytest.raises(OSError, match="no such block"):
+    with anyio.fail_after(PATIENCE_S), pytest.raises(OSError, match="no such block"):
         await rest_of(batches, waiting)
     await batches.aclose()
     assert calls.running == set()
@@ -173,7 +176,7 @@ async def test_call_that_outlasts_its_grace_is_left_behind(part: str) -> None:
     batches = iterate(blocks(20), batch_size=SIZE, grace_s=0.05, **at(part, calls.function))
     waiting = asyncio.ensure_future(anext(batches, None))
     await begun(calls, 1)
-    with anyio.fail_after(2):
+    with anyio.fail_after(PATIENCE_S):
         await batches.aclose()
         assert await waiting is None
     assert calls.running

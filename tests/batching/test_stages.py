@@ -17,7 +17,7 @@ from aiodata.batching import cutter
 from aiodata.batching.stages import Outlet
 from tests.batching.calls import BOTH_KINDS, BOTH_ORDERS, SIZE, Calls, begun, blocks, collating, rest_of
 from tests.batching.feeds import FakeFeed, cancel_later, drain, iterate, settle, without_gc
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 
 
 @BOTH_ORDERS
@@ -75,7 +75,7 @@ async def test_finished_batches_pass_a_slower_one_where_order_does_not_count(is_
     calls = Calls(is_async=is_async, held=True)
     calls.release(*range(1, 20))
     batches = collating(calls, blocks(20), workers=2)
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         others = [await anext(batches) for _ in range(19)]
     assert calls.running == {0}
     calls.release(0)
@@ -143,7 +143,7 @@ async def test_all_rows_leave_once_and_a_bounded_number_of_batches_is_in_flight_
         **more,
     )
     left: list[list[int]] = []
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with feed.conducted(chance, 3):
             async for ids in batches:
                 num_taken += 1
@@ -173,7 +173,7 @@ async def test_cancelled_next_loses_no_batch_of_a_stage(is_ordered: bool) -> Non
     )
     got: list[int] = []
     given_up = 0
-    with anyio.fail_after(5), suppress(StopAsyncIteration):
+    with anyio.fail_after(PATIENCE_S), suppress(StopAsyncIteration):
         while True:
             with anyio.CancelScope() as scope:
                 cancel_later(scope, chance.randrange(30))
@@ -227,5 +227,5 @@ async def test_closed_outlet_takes_nothing_and_is_at_its_end() -> None:
             del batch
         assert feed.memory.live == 0
     assert len(outlet) == 0
-    with anyio.fail_after(1):
+    with anyio.fail_after(PATIENCE_S):
         assert await outlet.next() is cutter.Signal.END

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from aiodata.batching.window import Fetched, FetchWindow
 from aiodata.concurrency.supervise import unwrap
 from tests.batching.feeds import ROW_BYTES, FakeFeed, settle, without_gc
+from tests.conftest import PATIENCE_S
 
 
 @asynccontextmanager
@@ -158,7 +159,7 @@ async def test_held_bytes_stay_within_the_limit_and_are_never_less_than_those_al
             assert window.held_bytes <= max_rows * ROW_BYTES + feed.largest_bytes
 
     feed.on_block = check
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         async with feed.conducted(chance, 3), running(window, feed):
             while True:
                 try:
@@ -213,7 +214,7 @@ async def test_end_of_the_bundles_is_the_end_once_all_is_taken() -> None:
     feed, window = FakeFeed([1, 1]), FetchWindow(10, 1, None)
     async with running(window, feed):
         assert window.is_complete
-        with anyio.fail_after(2):
+        with anyio.fail_after(PATIENCE_S):
             assert [(await next_block(window)).held.source for _ in range(2)] == ["block 0", "block 1"]
             for _ in range(2):
                 with pytest.raises(anyio.EndOfStream):
@@ -262,7 +263,7 @@ async def test_cancelled_wait_takes_nothing() -> None:
                 await window.wait()
             assert scope.cancelled_caught
         feed.release_all()
-        with anyio.fail_after(2):
+        with anyio.fail_after(PATIENCE_S):
             assert [(await next_block(window)).held.source for _ in range(2)] == ["block 0", "block 1"]
 
 
@@ -288,6 +289,6 @@ async def test_closed_window_holds_nothing_and_is_at_its_end() -> None:
         assert feed.memory.live == 0
         with pytest.raises(anyio.EndOfStream):
             window.take()
-        with anyio.fail_after(2):
+        with anyio.fail_after(PATIENCE_S):
             await window.wait()
     assert not window.is_complete

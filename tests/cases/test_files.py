@@ -15,6 +15,8 @@ import pytest
 
 import aiodata
 
+pytestmark = pytest.mark.loops("asyncio")
+
 SCORE = pc.field("score")
 
 DAMAGES: dict[str, Callable[[bytes], bytes]] = {

@@ -17,6 +17,8 @@ import pytest
 
 import aiodata
 
+pytestmark = pytest.mark.loops("asyncio")
+
 X, A, NAN = pc.field("x"), pc.field("x", "a"), float("nan")
 
 FLOATS = [X != 3.0, ~(X < 10), pc.is_nan(X), X.is_null(nan_is_null=True), X.isin([0.0]), X.isin([3.0, NAN]), X <= 0]

@@ -16,6 +16,8 @@ import torch
 import aiodata
 from tests.conftest import collect
 
+pytestmark = pytest.mark.loops("asyncio")
+
 Batch = dict[str, Any]
 NUM_CPUS = [1, 4, 16]
 

@@ -14,6 +14,8 @@ import pytest
 
 import aiodata
 
+pytestmark = pytest.mark.loops("asyncio")
+
 TWICE = pa.Table.from_arrays([pa.array([1]), pa.array([10]), pa.array([100])], ["id", "value", "value"])
 
 

@@ -13,6 +13,8 @@ import pytest
 
 import aiodata
 
+pytestmark = pytest.mark.loops("asyncio")
+
 BUDGET, BLOCK = 16 << 20, 1 << 20
 NUM_ROWS = 40_000
 

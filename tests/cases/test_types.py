@@ -16,6 +16,8 @@ import torch
 
 import aiodata
 
+pytestmark = pytest.mark.loops("asyncio")
+
 BIG = 2**60 + 1
 FORMATS = ["numpy", "pandas", "polars", "pyarrow"]
 

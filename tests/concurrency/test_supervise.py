@@ -10,6 +10,7 @@ import pytest
 
 from aiodata import AiodataError
 from aiodata.concurrency.supervise import Supervisor, unwrap
+from tests.conftest import PATIENCE_S
 
 
 class Main:
@@ -80,7 +81,7 @@ async def test_cancel_before_the_task_runs_ends_it_at_its_first_await() -> None:
     supervisor = Supervisor(main, name="supervised")
     supervisor.start()
     supervisor.cancel()
-    with anyio.fail_after(2):
+    with anyio.fail_after(PATIENCE_S):
         await supervisor.wait()
     assert main.cancelled
     assert supervisor.error is None
@@ -106,7 +107,7 @@ async def test_native_cancel_of_the_task_ends_it() -> None:
     supervisor.start()
     await main.started.wait()
     supervisors_task().cancel()
-    with anyio.fail_after(2):
+    with anyio.fail_after(PATIENCE_S):
         await supervisor.wait()
     assert main.cancelled
 
@@ -115,7 +116,7 @@ async def test_native_cancel_before_the_task_runs_ends_it() -> None:
     supervisor = Supervisor(Main(), name="supervised")
     supervisor.start()
     supervisors_task().cancel()
-    with anyio.fail_after(0.2):
+    with anyio.fail_after(PATIENCE_S):
         await supervisor.wait()
     assert supervisor.ended
 
@@ -137,6 +138,6 @@ async def test_cancel_at_any_moment_ends_it(turns: int) -> None:
     for _ in range(turns):
         await asyncio.sleep(0)
     supervisor.cancel()
-    with anyio.fail_after(2):
+    with anyio.fail_after(PATIENCE_S):
         await supervisor.wait()
     assert supervisor.error is None

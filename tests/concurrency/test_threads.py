@@ -19,7 +19,7 @@ import anyio.to_thread
 import pytest
 
 from aiodata.concurrency import call_in_thread
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 
 
 class Result:
@@ -41,7 +41,7 @@ class Call:
     def __call__(self) -> Result:
         self.thread = threading.current_thread()
         self.begun.set()
-        self.release.wait(10)
+        self.release.wait(PATIENCE_S)
         result = Result()
         self.result = weakref.ref(result)
         self.ended.set()
@@ -69,7 +69,7 @@ async def turns(count: int) -> None:
 
 async def test_result_comes_from_another_thread() -> None:
     call = Call()
-    result = await call_in_thread(call, grace_s=1)
+    result = await call_in_thread(call, grace_s=PATIENCE_S)
     assert call.result is not None
     assert result is call.result()
     assert call.thread not in (None, threading.current_thread())
@@ -77,7 +77,7 @@ async def test_result_comes_from_another_thread() -> None:
 
 @pytest.mark.parametrize("value", [None, False, [], NotImplemented, ZeroDivisionError(), asyncio.CancelledError()])
 async def test_any_value_is_a_result(value: object) -> None:
-    assert await call_in_thread(lambda: value, grace_s=1) is value
+    assert await call_in_thread(lambda: value, grace_s=PATIENCE_S) is value
 
 
 @pytest.mark.parametrize("kind", [ValueError, StopAsyncIteration, TimeoutError, SystemExit, GeneratorExit])
@@ -88,13 +88,13 @@ async def test_what_the_call_raises_is_raised(kind: type[BaseException]) -> None
         raise error
 
     with pytest.raises(kind, match="text") as caught:
-        await call_in_thread(fail, grace_s=1)
+        await call_in_thread(fail, grace_s=PATIENCE_S)
     assert caught.value is error
 
 
 async def test_loop_goes_on_during_a_call() -> None:
     call = Call(held=True)
-    async with calling(call, grace_s=1) as task:
+    async with calling(call, grace_s=PATIENCE_S) as task:
         await turns(20)
         assert not task.done()
         call.release.set()
@@ -105,13 +105,13 @@ async def test_many_calls_at_once_wait_for_nobody_and_take_no_place_of_others() 
     # anyio's own limit is 40 threads; here each call waits until all have begun, in the company of a foreign one.
     count = 60
     together = threading.Barrier(count + 1)
-    meet: Callable[[], int] = lambda: together.wait(10)  # noqa: E731 - a name for its type.
+    meet: Callable[[], int] = lambda: together.wait(PATIENCE_S)  # noqa: E731 - a name for its type.
     places: list[int] = []
 
     async def call_one() -> None:
-        places.append(await call_in_thread(meet, grace_s=1))
+        places.append(await call_in_thread(meet, grace_s=PATIENCE_S))
 
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         async with anyio.create_task_group() as group:
             for _ in range(count):
                 group.start_soon(call_one)
@@ -123,10 +123,10 @@ async def test_call_that_is_cancelled_before_it_begins_never_begins() -> None:
     call = Call()
     with anyio.CancelScope() as scope:
         scope.cancel()
-        await call_in_thread(call, grace_s=1)
+        await call_in_thread(call, grace_s=PATIENCE_S)
     assert scope.cancelled_caught
     # A thread that takes another call has done with this one.
-    await call_in_thread(Call(), grace_s=1)
+    await call_in_thread(Call(), grace_s=PATIENCE_S)
     assert not call.begun.is_set()
 
 
@@ -152,18 +152,18 @@ async def test_call_that_is_cancelled_at_any_moment_has_ended_or_never_begins(ho
             calls.append(call)
             if how == "scope":
                 async with anyio.create_task_group() as group:
-                    group.start_soon(lambda call: call_in_thread(call, grace_s=5), call)
+                    group.start_soon(lambda call: call_in_thread(call, grace_s=PATIENCE_S), call)
                     await turns(chance.randrange(6))
                     group.cancel_scope.cancel()
             else:
-                task = asyncio.create_task(call_in_thread(call, grace_s=5))
+                task = asyncio.create_task(call_in_thread(call, grace_s=PATIENCE_S))
                 await turns(chance.randrange(6))
                 task.cancel()
                 await asyncio.wait([task])
             assert call.begun.is_set() == call.ended.is_set(), "a call that has begun goes on"
             never_begun += not call.begun.is_set()
             ended += call.ended.is_set()
-    await call_in_thread(Call(), grace_s=1)
+    await call_in_thread(Call(), grace_s=PATIENCE_S)
     assert never_begun == sum(not call.begun.is_set() for call in calls), "a call begins after all"
     assert never_begun
     assert ended
@@ -209,7 +209,7 @@ async def test_error_of_a_cancelled_call_is_dropped() -> None:
         call()
         raise ZeroDivisionError
 
-    task = asyncio.create_task(call_in_thread(fail, grace_s=5))
+    task = asyncio.create_task(call_in_thread(fail, grace_s=PATIENCE_S))
     await until(call.begun.is_set, "the call does not begin")
     task.cancel()
     await turns(5)
@@ -247,7 +247,7 @@ def test_thread_that_falls_behind_holds_neither_what_the_call_returned_nor_what_
         def call(argument: Result) -> Result:
             return results.pop()
 
-        await call_in_thread(partial(call, arguments.pop()), grace_s=5)
+        await call_in_thread(partial(call, arguments.pop()), grace_s=PATIENCE_S)
         return result() is None, argument() is None
 
     with asyncio.Runner(loop_factory=LateThreads) as runner:
@@ -261,7 +261,7 @@ def test_thread_that_falls_behind_holds_neither_what_the_call_returned_nor_what_
 def test_cancelled_call_is_waited_for_until_its_thread_holds_no_result() -> None:
     async def main() -> bool:
         call = Call(held=True)
-        async with calling(call, grace_s=5) as task:
+        async with calling(call, grace_s=PATIENCE_S) as task:
             task.cancel()
             await turns(3)
             call.release.set()

@@ -8,6 +8,7 @@ import anyio
 import pytest
 
 from aiodata.concurrency import News, Wakeup
+from tests.conftest import PATIENCE_S
 
 
 async def count_wakeups(wakeup: Wakeup, woken: list[None]) -> None:
@@ -34,7 +35,7 @@ async def test_many_sets_wake_the_waiter_once() -> None:
 async def test_set_before_wait_is_not_lost() -> None:
     wakeup = Wakeup()
     wakeup.set()
-    with anyio.fail_after(1):
+    with anyio.fail_after(PATIENCE_S):
         await wakeup.wait()
 
 
@@ -58,7 +59,7 @@ async def test_cancelled_wait_leaves_the_flag_as_it_was() -> None:
     waiter.cancel()
     with pytest.raises(asyncio.CancelledError):
         await waiter
-    with anyio.fail_after(1):
+    with anyio.fail_after(PATIENCE_S):
         await wakeup.wait()
 
 

@@ -17,6 +17,7 @@ from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.source import Source
 from aiodata.plan.transforms import MapBatches, Transform
+from tests.conftest import PATIENCE_S
 from tests.execution.fakes import OPTIONS, SCHEMA, FakeRuntime, ids_in, settle
 
 
@@ -76,7 +77,7 @@ class Run:
 
     async def started(self, count: int = 1) -> None:
         """Wait until so many tasks run: where a source is planned, a thread is waited for."""
-        with anyio.fail_after(5):
+        with anyio.fail_after(PATIENCE_S):
             while len(self.runtime.running) < count:
                 await anyio.lowlevel.checkpoint()
         await settle()
@@ -109,7 +110,7 @@ class Run:
                 running[0].work_on(max_rows, num_bytes=num_bytes)
             elif not running:
                 now = anyio.current_time()
-                patience_ends = min(patience_ends, now + 2)
+                patience_ends = min(patience_ends, now + PATIENCE_S)
                 if now > patience_ends:
                     pytest.fail(f"the run stands still: {self.executor.stats()}")
                 await anyio.lowlevel.checkpoint()

@@ -23,7 +23,7 @@ from aiodata.plan.source import Skip, Source
 from aiodata.plan.transforms import FilterRows, MapBatches, Transform
 from aiodata.runtime.local import LocalRuntime
 from aiodata.sources.memory import RangeSource, TableSource
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 from tests.plan.pieces import UnitsPiece
 from tests.strategies import ids_of
 
@@ -76,7 +76,7 @@ class Calls:
         self.ids.append(first)
         if first == self._hold:
             self.held.set()
-            self.release.wait(10)
+            self.release.wait(PATIENCE_S)
         if first == self._fail:
             raise ZeroDivisionError
         return batch

@@ -18,7 +18,7 @@ import aiodata
 from aiodata.execution.learning import SchemaLearning
 from aiodata.plan.output_schema import Learned
 from aiodata.plan.transforms import FilterRows, MapBatches
-from tests.conftest import collect
+from tests.conftest import PATIENCE_S, collect
 
 INT, FLOAT = pa.schema([("x", pa.int64())]), pa.schema([("x", pa.float64())])
 
@@ -71,7 +71,7 @@ class LateFirst:
     def __call__(self, batch: Batch) -> Any:
         [row] = batch["id"].tolist()
         (self._folder / f"called {row}").touch()
-        deadline = time.monotonic() + 20
+        deadline = time.monotonic() + PATIENCE_S
         while row == 0 and not (self._folder / "called 1").exists():
             assert time.monotonic() < deadline, "the second call is never made"
             time.sleep(0.002)  # In a worker, which has nothing else to wait for than a file.

@@ -13,6 +13,7 @@ from aiodata.errors import TaskError
 from aiodata.execution.workers import ActorPool, SharedSlots, TaskWorkers
 from aiodata.plan.work import Cuts, Work
 from aiodata.runtime.base import Task
+from tests.conftest import PATIENCE_S
 from tests.execution.fakes import FakeRuntime, FakeStage, FakeTask, settle
 
 WORK = Work((), Cuts(1, 1, 1, 1, 1, 1, 1))
@@ -294,6 +295,6 @@ async def test_closing_is_bounded() -> None:
         await settle()
         group.cancel_scope.cancel()
     one.stage.actors[0].wait_stopped = anyio.sleep_forever  # type: ignore[method-assign]
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         await one.pool.close()
     assert one.stopped == [True]

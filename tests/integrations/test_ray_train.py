@@ -17,7 +17,7 @@ from tests.runtime.test_start import run
 
 ray_train = pytest.importorskip("aiodata.integrations.ray_train", exc_type=ImportError)
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.loops("asyncio")]
 
 
 # Ray Train leaves a handler of Ctrl-C behind, which holds its controller, and so what that was given, for as

@@ -285,7 +285,6 @@ def test_explain_names_stored_blocks() -> None:
             "tasks with 1 CPU and 3,072 MiB of memory and 2 tpu each transform blocks",
         ),
     ],
-    ids=str,
 )
 def test_explain_says_what_transforms_blocks_and_what_it_takes(step: Apply, note: str) -> None:
     assert explained(steps_plan(STORED, step))[-1].endswith(f"    {note}")

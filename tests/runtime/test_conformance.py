@@ -25,7 +25,7 @@ from aiodata.plan.transforms import MapBatches, Transform
 from aiodata.plan.work import Cuts, OutputMetadata, Position, TaskEnd, Work
 from aiodata.runtime import choose_runtime
 from aiodata.runtime.base import Pair, Runtime, Stage, Task
-from tests.conftest import until
+from tests.conftest import PATIENCE_S, until
 
 pytestmark = pytest.mark.usefixtures("clean")
 
@@ -253,7 +253,7 @@ async def test_cancelled_task_stops_before_its_next_call(opened: Runtime, reader
     task.cancel()
     if opened.name == "local":  # A thread can not be interrupted.
         go_on.touch()
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         await task.wait_stopped()
     assert log.read_text() == "called\n"
 
@@ -345,7 +345,7 @@ async def test_stopped_actor_stops_its_tasks(opened: Runtime, reader: Reader, tm
     await until(called.exists, "the class was not called")
     actor.stop()
     go_on.touch()
-    with anyio.fail_after(5):
+    with anyio.fail_after(PATIENCE_S):
         await actor.wait_stopped()
         for task in tasks:
             await task.wait_stopped()
@@ -354,7 +354,7 @@ async def test_stopped_actor_stops_its_tasks(opened: Runtime, reader: Reader, tm
 async def test_actor_that_is_stopped_at_once_is_gone(opened: Runtime) -> None:
     actor = (await stage(opened, mapped(type("Idle", (), {"__call__": lambda _, batch: batch})))).start_actor()
     actor.stop()
-    with anyio.fail_after(10):
+    with anyio.fail_after(PATIENCE_S):
         await actor.wait_stopped()
 
 
@@ -415,12 +415,16 @@ async def test_node_of_a_block_is_known_where_there_are_nodes(runtime: str, open
     assert opened.node_of(ref) == here
 
 
+# Elsewhere an actor is this very process.
+ray_only = pytest.mark.parametrize("runtime", [pytest.param("ray", marks=pytest.mark.ray)])
+
+
 @pytest.mark.slow
+@ray_only
+@pytest.mark.usefixtures("ray_cluster")
 async def test_killed_actor_is_replaced_and_no_row_is_lost_or_doubled(
-    runtime: str, opened: Runtime, reader: Reader, tmp_path: Path
+    opened: Runtime, reader: Reader, tmp_path: Path
 ) -> None:
-    if runtime == "local":
-        pytest.skip("an actor here is this very process")
     killed, log = tmp_path / "killed", tmp_path / "log"
 
     class DiesOnce:
@@ -437,7 +441,7 @@ async def test_killed_actor_is_replaced_and_no_row_is_lost_or_doubled(
     actor = (await stage(opened, mapped(DiesOnce))).start_actor()
     starts = range(0, 300, 100)
     tasks = [actor.submit(work(piece(start, start + 100)), [], reader.on_ready) for start in starts]
-    with anyio.fail_after(30):
+    with anyio.fail_after(PATIENCE_S):
         assert [await reader.rows(task) for task in tasks] == [list(range(one, one + 100)) for one in starts]
     assert log.read_text() == "built\n" * 2
     actor.stop()
@@ -445,10 +449,9 @@ async def test_killed_actor_is_replaced_and_no_row_is_lost_or_doubled(
 
 
 @pytest.mark.slow
-async def test_actor_that_keeps_dying_is_an_end_that_says_so(runtime: str, tmp_path: Path) -> None:
-    if runtime == "local":
-        pytest.skip("an actor here is this very process")
-
+@ray_only
+@pytest.mark.usefixtures("ray_cluster")
+async def test_actor_that_keeps_dying_is_an_end_that_says_so(runtime: str) -> None:
     class Dies:
         def __call__(self, batch: Batch) -> Batch:
             os.kill(os.getpid(), signal.SIGKILL)
@@ -458,7 +461,7 @@ async def test_actor_that_keeps_dying_is_an_end_that_says_so(runtime: str, tmp_p
     async with choose_runtime(options)() as opened:
         reader = Reader(opened)
         actor = (await stage(opened, mapped(Dies))).start_actor()
-        with anyio.fail_after(30):
+        with anyio.fail_after(PATIENCE_S):
             outputs, end = await reader.read(actor.submit(work(piece(0, 10)), [], reader.on_ready))
         assert outputs == []
         assert isinstance(end.error, TaskError)

@@ -13,8 +13,9 @@ import pytest
 import aiodata
 from aiodata.plan.work import Work
 from aiodata.runtime.ray.runtime import RayStage
+from tests.conftest import PATIENCE_S
 
-pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster")]
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.usefixtures("ray_cluster"), pytest.mark.loops("asyncio")]
 
 Batch = dict[str, Any]
 
@@ -31,7 +32,7 @@ async def test_worker_killed_in_mid_stream_loses_and_doubles_no_row(tmp_path: Pa
 
     ds = aiodata.range(1000, num_blocks=4).with_options(runtime="ray").map_batches(die_once, batch_size=10)
     rows: list[int] = []
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         async for batch in ds.aiter_batches(batch_size=10):
             rows += batch["id"].tolist()
     assert await anyio.Path(killed).exists()
@@ -59,7 +60,7 @@ async def test_worker_killed_between_blocks_in_groups_loses_and_doubles_no_row(
     monkeypatch.setattr(RayStage, "submit", watched)
     ds = aiodata.range(10_000, num_blocks=1).with_options(runtime="ray", target_block_bytes=80)
     rows: list[int] = []
-    with anyio.fail_after(60):
+    with anyio.fail_after(PATIENCE_S):
         async for batch in ds.map_batches(die_once, batch_size=10).aiter_batches(batch_size=10):
             rows += batch["id"].tolist()
     assert await anyio.Path(killed).exists()
@@ -73,7 +74,7 @@ async def test_worker_that_keeps_dying_is_an_error_that_says_so(tmp_path: Path) 
         return batch
 
     ds = aiodata.range(10).with_options(runtime="ray", task_max_retries=1).map_batches(die)
-    with anyio.fail_after(60), pytest.raises(aiodata.TaskError, match="WorkerCrashedError"):
+    with anyio.fail_after(PATIENCE_S), pytest.raises(aiodata.TaskError, match="WorkerCrashedError"):
         await ds.take()
 
 

@@ -48,27 +48,29 @@ async def test_error_of_a_task_does_not_keep_it_alive(function: Any) -> None:
         await until(lambda: watched() is None, "the task is kept")
 
 
-def pauses(paths: tuple[str, str]) -> Iterator[Report]:
+def pauses(paths: tuple[str, ...]) -> Iterator[Report]:
     yield ReportPacker(1).report()
-    held, left = map(Path, paths)
-    while True:
-        try:
-            while True:
-                time.sleep(0.01)
-        except KeyboardInterrupt:
-            held.touch()
-            while not left.exists():
-                time.sleep(0.01)
-            raise
+    begun, held, left = map(Path, paths)
+    try:
+        begun.touch()
+        while True:
+            time.sleep(0.01)
+    except KeyboardInterrupt:
+        held.touch()
+        while not left.exists():
+            time.sleep(0.01)
+        raise
 
 
 async def test_stream_of_a_cancelled_task_is_kept_until_its_worker_has_come_to_rest(tmp_path: Path) -> None:
-    held, left = tmp_path / "held", tmp_path / "left"
-    generator = compat.streaming_function(pauses, 2).remote((str(held), str(left)))
+    begun, held, left = (tmp_path / name for name in ("begun", "held", "left"))
+    generator = compat.streaming_function(pauses, 2).remote((str(begun), str(held), str(left)))
     ready = anyio.Event()
     task = RayTask("read", generator, 2, Session(), lambda _: ready.set(), 0, lambda _: None)
     await ready.wait()
     with without_gc():
+        # An interruption before it holds on would end it.
+        await until(begun.exists, "the task does not go on")
         task.cancel()
         await until(held.exists, "the task is not interrupted")
         with anyio.move_on_after(0.1) as scope:

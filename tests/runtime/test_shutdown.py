@@ -42,11 +42,11 @@ PROGRAM = """
                 runtime.on_release(pair.ref, lambda: None)
                 try:
                     SHUTDOWN
-                    with anyio.fail_after(10):
+                    with anyio.fail_after(60):
                         await anyio.sleep_forever()
                 finally:
                     task.cancel()
-                    with anyio.move_on_after(5, shield=True):
+                    with anyio.move_on_after(60, shield=True):
                         await task.wait_stopped()
                     print(task.pull(), runtime.size_of(pair.ref), runtime.fetch_ready([pair]))
         except RuntimeUnavailableError as error:

@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 
+from tests.conftest import PATIENCE_S
+
 pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def run(
-    program: str, tmp_path: Path, *, timeout_s: float = 100, **environment: str
+    program: str, tmp_path: Path, *, timeout_s: float = 4 * PATIENCE_S, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "AIODATA_RUNTIME"}}
     path = tmp_path / "program.py"
@@ -46,19 +48,21 @@ def test_ray_is_started_off_the_loop_quietly_and_outlives_the_loop(tmp_path: Pat
         async def main():
             gaps = []
             ticker = asyncio.create_task(tick(gaps))
-            count = 0
+            count, started = 0, time.perf_counter()
             async for batch in aiodata.range(1000).with_options(runtime="ray").aiter_batches():
                 count += len(batch["id"])
             ticker.cancel()
-            print(count, max(gaps) < 2.0)
+            return count, max(gaps), time.perf_counter() - started
 
         # Ray's processes end with the thread that started them: a second loop shows that they are still there.
-        asyncio.run(main())
-        asyncio.run(main())
+        count, longest_gap_s, took_s = asyncio.run(main())
+        again, _, _ = asyncio.run(main())
+        # To start Ray takes nearly all of the time.
+        print(count, again, longest_gap_s < took_s / 2)
         """,
         tmp_path,
     )
-    assert (result.stdout, result.stderr) == ("1000 True\n1000 True\n", "")
+    assert (result.stdout, result.stderr) == ("1000 1000 True\n", "")
 
 
 @pytest.mark.parametrize(
@@ -75,7 +79,8 @@ def test_address_that_can_not_be_reached_is_an_error_with_the_remedy(tmp_path: P
             try:
                 await aiodata.range(10).with_options(runtime="ray").take()
             except aiodata.RuntimeUnavailableError as error:
-                print(error, time.perf_counter() - started < 10)
+                # Ray itself would try for minutes.
+                print(error, time.perf_counter() - started < 60)
 
         asyncio.run(main())
         """,
@@ -140,14 +145,15 @@ def test_ctrl_c_ends_the_program_at_once_and_quietly(tmp_path: Path) -> None:
             return batch
 
         async def main():
-            async for batch in aiodata.range(10_000).map_batches(slow, batch_size=10).aiter_batches(batch_size=10):
+            async for batch in aiodata.range(100_000).map_batches(slow, batch_size=10).aiter_batches(batch_size=10):
                 os.kill(os.getpid(), signal.SIGINT)
 
         started = time.perf_counter()
         try:
             asyncio.run(main())
         except KeyboardInterrupt:
-            print("interrupted", time.perf_counter() - started < 3.0)
+            # All of it would take minutes.
+            print("interrupted", time.perf_counter() - started < 60)
         """,
         tmp_path,
         AIODATA_RUNTIME="local",

@@ -21,6 +21,8 @@ from aiodata.sources.layout import Layout
 from aiodata.sources.parquet import ParquetSource
 from tests.sources.test_parquet import damage_chunk
 
+pytestmark = pytest.mark.loops("asyncio")
+
 MIB = 1 << 20
 
 

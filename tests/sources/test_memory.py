@@ -15,6 +15,8 @@ import aiodata
 from aiodata.plan.source import raise_it
 from aiodata.sources.memory import RangeSource, TableSource, split_table
 
+pytestmark = pytest.mark.loops("asyncio")
+
 MIB = 1 << 20
 
 

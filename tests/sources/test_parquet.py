@@ -16,6 +16,8 @@ import pytest
 import aiodata
 from tests.conftest import collect
 
+pytestmark = pytest.mark.loops("asyncio")
+
 ALL = list(range(10_000))
 
 Ask = Callable[[aiodata.Dataset], Any]

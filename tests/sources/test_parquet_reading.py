@@ -14,6 +14,8 @@ import aiodata
 from tests.conftest import collect
 from tests.sources.test_parquet import ALL, damage_chunk, make_file, read
 
+pytestmark = pytest.mark.loops("asyncio")
+
 
 async def test_chosen_columns_are_all_that_is_read(runtime: str, parquet_dir: Path) -> None:
     for index in range(4):

@@ -23,6 +23,8 @@ from aiodata.sources import parquet
 from aiodata.sources.files import check_paths
 from aiodata.sources.parquet import ParquetSource
 
+pytestmark = pytest.mark.loops("asyncio")
+
 
 def source(path: Any, **arguments: Any) -> ParquetSource:
     return ParquetSource(check_paths(path, None), **arguments)

@@ -8,6 +8,7 @@ import sys
 import pytest
 
 from aiodata.testing import Faults, SimulatedMap, SimulatedSource, Simulation
+from tests.conftest import PATIENCE_S
 from tests.testing.schedules import check, simulation_of
 
 NUM_SCHEDULES = 200
@@ -58,6 +59,6 @@ def test_a_check_that_fails_says_so() -> None:
 @pytest.mark.slow
 def test_a_schedule_can_be_replayed_from_the_command_line() -> None:
     command = [sys.executable, "-m", "tests.testing.replay", "3"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
+    ended = subprocess.run(command, capture_output=True, text=True, timeout=2 * PATIENCE_S, check=True)
     assert ended.stdout.startswith("Simulation(source=SimulatedSource(")
     assert " rows in " in ended.stdout
