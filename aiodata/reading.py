@@ -75,7 +75,11 @@ def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - 
 
     Args:
         n: The number of rows.
-        num_blocks: The number of blocks, as long as no function is applied to them; None: as suits the CPUs.
+        num_blocks: The number of blocks, as long as no function is applied to them, and none is larger than 32 MiB;
+            None: as suits the CPUs.
+
+    Raises:
+        OptionError: An argument has a value that cannot work.
 
     Example:
         >>> import asyncio
