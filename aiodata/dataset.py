@@ -15,7 +15,7 @@ from aiodata.errors import OptionError
 from aiodata.formats import get_format
 from aiodata.iteration import IterationVerbs
 from aiodata.mapping import map_step
-from aiodata.options import ExecutionOptions, SplitOptions, at_least
+from aiodata.options import ExecutionOptions, SplitOptions, at_least, shown
 from aiodata.plan.control import blame
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
@@ -144,7 +144,7 @@ class Dataset(IterationVerbs):
         """
         if not isinstance(expression, pc.Expression):
             raise OptionError(
-                f"expression={expression!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0; "
+                f"expression={shown(expression)} must be a pyarrow.compute.Expression, for example pc.field('x') > 0; "
                 "to filter by a function use map_batches"
             )
         return self._then(Apply(FilterRows(expression)))
@@ -173,9 +173,11 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(ds.take())
             [{'id': 0}, {'id': 1}, {'id': 0}]
         """
-        for other in others:
+        for index, other in enumerate(others):
             if not isinstance(other, Dataset):
-                raise OptionError(f"{other!r} must be a Dataset")
+                raise OptionError(
+                    f"others[{index}]={shown(other)} must be a Dataset: write union(a, b), without a list"
+                )
         plans = (self._plan, *(other._plan for other in others))  # noqa: SLF001 - of its own class.
         return Dataset(Plan(Union(plans)), self._options) if others else self
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
-from aiodata.options import at_least, is_number
+from aiodata.options import at_least, given_list, given_mapping, is_number, shown
 from aiodata.plan.nodes import Apply, Resources
 from aiodata.plan.transforms import MapBatches
 from aiodata.schemas import check_names
@@ -39,20 +39,22 @@ def map_step(
         OptionError: An argument has a value that can not work.
     """
     if not callable(fn):
-        raise OptionError(f"fn={fn!r} must be a function, or a class whose instances can be called")
+        raise OptionError(f"fn={shown(fn)} must be a function, or a class whose instances can be called")
     batch_size = at_least("batch_size", batch_size, 1, optional=True)
     get_format(batch_format)
+    constructor_args = given_list("fn_constructor_args", fn_constructor_args)
+    constructor_kwargs = given_mapping("fn_constructor_kwargs", fn_constructor_kwargs)
     transform = MapBatches(
         fn,
         batch_size,
         batch_format,
-        tuple(fn_args),
-        dict(fn_kwargs or {}),
-        tuple(fn_constructor_args),
-        dict(fn_constructor_kwargs or {}),
+        given_list("fn_args", fn_args),
+        given_mapping("fn_kwargs", fn_kwargs),
+        constructor_args,
+        constructor_kwargs,
         schema=check_schema(schema),
     )
-    if (fn_constructor_args or fn_constructor_kwargs) and not transform.needs_actor:
+    if (constructor_args or constructor_kwargs) and not transform.needs_actor:
         raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
     resources = Resources(_amount("num_cpus", num_cpus), _amount("num_gpus", num_gpus))
     workers = _workers(concurrency)
@@ -74,7 +76,9 @@ def check_schema(schema: object) -> pa.Schema | None:
     if schema is None:
         return None
     if not isinstance(schema, pa.Schema):
-        raise OptionError(f"schema={schema!r} must be a pyarrow.Schema, for example pa.schema([('x', pa.int64())])")
+        raise OptionError(
+            f"schema={shown(schema)} must be a pyarrow.Schema, for example pa.schema([('x', pa.int64())])"
+        )
     try:
         check_names(schema.names)
     except ValueError as error:
@@ -91,7 +95,7 @@ def _workers(concurrency: Concurrency) -> tuple[int, int] | None:
             least, most = (at_least("concurrency", bound, 1) for bound in bounds)
             if least <= most:
                 return least, most
-    raise OptionError(f"concurrency={concurrency!r} must be an integer of at least 1, or (least, most) of them")
+    raise OptionError(f"concurrency={shown(concurrency)} must be an integer of at least 1, or (least, most) of them")
 
 
 def _amount(name: str, value: float | None) -> float | None:
@@ -100,4 +104,4 @@ def _amount(name: str, value: float | None) -> float | None:
         return None
     if is_number(value) and 0 <= value < float("inf"):
         return float(value)
-    raise OptionError(f"{name}={value!r} must be a number of at least 0, or None")
+    raise OptionError(f"{name}={shown(value)} must be a number of at least 0, or None")

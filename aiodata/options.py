@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numbers
 import os
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeGuard, get_args, overload
 
@@ -17,6 +18,9 @@ RuntimeName = Literal["auto", "local", "ray"]
 OnSplitLost = Literal["wait", "raise", "redistribute"]
 
 MIB = 1 << 20
+
+# Characters of a value that an error shows.
+_MAX_SHOWN_CHARS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -62,10 +66,9 @@ class ExecutionOptions:
 
     def __post_init__(self) -> None:
         """Validate every field once, so that nothing else has to."""
-        if self.runtime not in get_args(RuntimeName):
-            raise OptionError(f"runtime={self.runtime!r} is unknown; use one of {get_args(RuntimeName)}")
         settle(
             self,
+            runtime=one_of("runtime", self.runtime, get_args(RuntimeName)),
             num_cpus=at_least("num_cpus", self.num_cpus, 1, optional=True),
             max_object_store_bytes=at_least("max_object_store_bytes", self.max_object_store_bytes, 1, optional=True),
             target_block_bytes=at_least("target_block_bytes", self.target_block_bytes, 1),
@@ -117,9 +120,8 @@ class SplitOptions:
             self,
             barrier_timeout_s=None if timeout_s is None else positive_seconds("barrier_timeout_s", timeout_s),
             barrier_warn_s=positive_seconds("barrier_warn_s", self.barrier_warn_s),
+            on_split_lost=one_of("on_split_lost", self.on_split_lost, get_args(OnSplitLost)),
         )
-        if self.on_split_lost not in get_args(OnSplitLost):
-            raise OptionError(f"on_split_lost={self.on_split_lost!r} is unknown; use one of {get_args(OnSplitLost)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,6 +143,59 @@ def settle(options: Any, **values: Any) -> None:
         object.__setattr__(options, name, value)
 
 
+def shown(value: object) -> str:
+    """Return a value as an error shows it: in one line that is not too long, and with its type where that is not clear.
+
+    Example:
+        >>> shown("3"), shown(np.array(3))
+        ("'3'", 'array(3) (ndarray)')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - the error is about the value, not about how it looks.
+        text = "<a value that cannot be shown>"
+    if len(text) > _MAX_SHOWN_CHARS:
+        text = f"{text[: _MAX_SHOWN_CHARS - 1]}…"
+    kind = type(value)
+    return text if kind.__module__ == "builtins" or kind.__name__ in text else f"{text} ({kind.__name__})"
+
+
+def one_of(name: str, value: object, choices: Sequence[str], *, unless: str = "") -> str:
+    """Return `value`, which is one of a few names; `unless` says, for the error, what else it may be.
+
+    Raises:
+        OptionError: It is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        known = f"one of {tuple(choices)}" if len(choices) > 1 else repr(choices[0])
+        raise OptionError(f"{name}={shown(value)} is unknown; use {known}{f', or {unless}' if unless else ''}")
+    return value
+
+
+def given_list(name: str, value: object) -> tuple[Any, ...]:
+    """Return what is in `value`, a list or anything else to go through; text is one value, and no list of letters.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
+        raise OptionError(f"{name}={shown(value)} must be a list: for one value write {name}=[value]")
+    return tuple(value)
+
+
+def given_mapping(name: str, value: object) -> dict[str, Any]:
+    """Return what is in `value`, a dict of names to values or None for an empty one.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise OptionError(f"{name}={shown(value)} must be a dict of names to values, or None")
+    return dict(value)
+
+
 def true_or_false(name: str, value: object) -> bool:
     """Return `value` as a plain bool; NumPy's are taken, too.
 
@@ -148,7 +203,7 @@ def true_or_false(name: str, value: object) -> bool:
         OptionError: It is neither True nor False.
     """
     if not isinstance(value, bool | np.bool_):
-        raise OptionError(f"{name}={value!r} must be True or False")
+        raise OptionError(f"{name}={shown(value)} must be True or False")
     return bool(value)
 
 
@@ -159,7 +214,7 @@ def positive_seconds(name: str, value: object) -> float:
         OptionError: It is none, or not above 0.
     """
     if not is_number(value) or not value > 0:
-        raise OptionError(f"{name}={value!r} must be above 0 seconds")
+        raise OptionError(f"{name}={shown(value)} must be above 0 seconds")
     return value if isinstance(value, int) else float(value)
 
 
@@ -186,5 +241,5 @@ def at_least(name: str, value: object, minimum: int, *, optional: bool = False) 
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         unless = " or None" if optional else ""
-        raise OptionError(f"{name}={value!r} must be an integer of at least {minimum}{unless}")
+        raise OptionError(f"{name}={shown(value)} must be an integer of at least {minimum}{unless}")
     return int(value)

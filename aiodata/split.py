@@ -13,7 +13,7 @@ from aiodata.batching.split_feed import SplitFeed
 from aiodata.coordination.service import CoordinatorService, Splitting
 from aiodata.errors import OptionError
 from aiodata.iteration import IterationVerbs
-from aiodata.options import ExecutionOptions, SplitOptions, at_least, true_or_false
+from aiodata.options import ExecutionOptions, SplitOptions, at_least, shown, true_or_false
 from aiodata.plan.nodes import Plan
 from aiodata.runtime.hosting import RemoteService, start_service
 from aiodata.stats import CoordinatorStats
@@ -107,7 +107,9 @@ def split_plan(
     check_name("name", name)
     check_name("namespace", namespace)
     if not isinstance(options, SplitOptions):
-        raise OptionError(f"options={options!r} must be a SplitOptions")
+        raise OptionError(
+            f"options={shown(options)} must be a SplitOptions, for example SplitOptions(barrier_warn_s=60)"
+        )
     if execution.runtime == "local":
         raise OptionError("runtime='local' has no splits, whose consumers are in other processes; use runtime='ray'")
     nodes = _nodes(locality_hints, num_splits)
@@ -117,14 +119,15 @@ def split_plan(
     return [SplitIterator(service, split, splitting) for split in range(num_splits)]
 
 
-def check_name(argument: str, name: object) -> None:
+def check_name(argument: str, name: object, *, optional: bool = True) -> None:
     """Check the name of a service, or of a namespace, before anything is started.
 
     Raises:
-        OptionError: It is neither None nor a string that can be looked for.
+        OptionError: It is neither a string that can be looked for nor, if `optional`, None.
     """
-    if name is not None and not (isinstance(name, str) and name.strip()):
-        raise OptionError(f"{argument}={name!r} must be a string that is not empty, or None")
+    if not (isinstance(name, str) and name.strip()) and not (optional and name is None):
+        unless = ", or None" if optional else ": the name that streaming_split(n, name=...) was given"
+        raise OptionError(f"{argument}={shown(name)} must be a string that is not empty{unless}")
 
 
 def _nodes(hints: object, num_splits: int) -> tuple[str | None, ...]:
@@ -132,7 +135,7 @@ def _nodes(hints: object, num_splits: int) -> tuple[str | None, ...]:
         return ()
     nodes = None if isinstance(hints, str | bytes) or not isinstance(hints, Iterable) else tuple(hints)
     if nodes is None or not all(node is None or isinstance(node, str) for node in nodes):
-        raise OptionError(f"locality_hints={hints!r} must be a list of node ids: strings, or None for any node")
+        raise OptionError(f"locality_hints={shown(hints)} must be a list of node ids: strings, or None for any node")
     if nodes and len(nodes) != num_splits:
         raise OptionError(f"locality_hints={list(nodes)} must name one node for each of the {num_splits} splits")
     return nodes
