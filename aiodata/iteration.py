@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from aiodata.batching.consumer import Consumer
 from aiodata.batching.feed import Feed
@@ -20,6 +20,19 @@ class IterationVerbs(ABC):
     """The verbs that iterate over rows: in batches, one by one, or in bundles; a subclass says where they come from."""
 
     __slots__ = ()
+
+    def __aiter__(self) -> NoReturn:
+        """Say what to write: this is no iterable, but has several ways to be iterated.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} is a recipe: write `async for batch in ds.aiter_batches()` in an async function, "
+            "or `async for row in ds.aiter_rows()`"
+        )
+
+    __iter__ = __aiter__
 
     def aiter_batches(
         self,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numbers
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 from typing import Any, Literal, TypeGuard, get_args, overload
 
@@ -178,9 +179,10 @@ def given_list(name: str, value: object) -> tuple[Any, ...]:
     Raises:
         OptionError: It is none.
     """
-    if not isinstance(value, Iterable) or isinstance(value, str | bytes | Mapping):
-        raise OptionError(f"{name}={shown(value)} must be a list: for one value write {name}=[value]")
-    return tuple(value)
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        with suppress(TypeError):  # As of what only `async for` goes through.
+            return tuple(value)
+    raise OptionError(f"{name}={shown(value)} must be a list: for one value write {name}=[value]")
 
 
 def given_mapping(name: str, value: object) -> dict[str, Any]:

@@ -10,7 +10,7 @@ import anyio
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import ask_in_thread, start
+from aiodata.concurrency import ask_in_thread, running_loop, start
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.executor import StreamingExecutor
@@ -83,6 +83,7 @@ def _is_enough(bundle: RefBundle) -> bool:
 
 async def _run(plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool]) -> StreamingExecutor:
     """Run a plan and visit its bundles, until one is enough."""
+    running_loop("a run")
     try:
         async with choose_runtime(options)() as runtime:
             executor = StreamingExecutor(plan, runtime, options)

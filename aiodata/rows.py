@@ -10,6 +10,7 @@ import anyio.lowlevel
 import pyarrow as pa
 
 from aiodata.batching.consumer import YIELD_EVERY_S
+from aiodata.concurrency import AsyncOnly
 from aiodata.errors import TaskError, is_failure
 from aiodata.iterator import Batches, BatchIterator
 from aiodata.stats import IterationStats
@@ -18,7 +19,7 @@ from aiodata.stats import IterationStats
 _VALUES_PER_STRETCH = 1024
 
 
-class Rows:
+class Rows(AsyncOnly):
     """The rows of a dataset as dicts of Python values; each `async for` over it is one full pass.
 
     Args:
@@ -70,7 +71,7 @@ class Rows:
         return f"<Rows of {self._batches!r}>"
 
 
-class RowIterator:
+class RowIterator(AsyncOnly):
     """One pass over a dataset's rows; like a `BatchIterator`, it ends the run when it is dropped.
 
     A cancelled or timed-out `__anext__` loses no row: the next call returns it.

@@ -5,11 +5,13 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from aiodata.batching.feed import Feed
 from aiodata.batching.split_feed import SplitFeed
+from aiodata.concurrency import running_loop
 from aiodata.coordination.service import CoordinatorService, Splitting
 from aiodata.errors import OptionError
 from aiodata.iteration import IterationVerbs
@@ -63,27 +65,31 @@ class SplitIterator(IterationVerbs):
             EpochError: An epoch is running, and has not shown it yet. It is a `RuntimeError`.
             CoordinatorLostError: The coordinator is gone.
         """
-        schema: pa.Schema = await self._service.call("schema")
+        schema: pa.Schema = await self._ask("schema")
         return schema
 
     async def options(self) -> ExecutionOptions:
         """Return the options that each epoch is run with."""
-        options: ExecutionOptions = await self._service.call("options")
+        options: ExecutionOptions = await self._ask("options")
         return options
 
     async def dataset_tag(self) -> dict[str, str]:
         """Return what tells this split of its dataset from others: `{"dataset": "<id>", "split_index": "0"}`."""
-        tag: dict[str, str] = await self._service.call("dataset_tag", self.split_index)
+        tag: dict[str, str] = await self._ask("dataset_tag", self.split_index)
         return tag
 
     async def stats(self) -> CoordinatorStats:
         """Return what the coordinator has done in its latest epoch: for each split, and for the run behind them."""
-        stats: CoordinatorStats = await self._service.call("stats")
+        stats: CoordinatorStats = await self._ask("stats")
         return stats
 
     def __repr__(self) -> str:
         """Show which one it is."""
         return f"<SplitIterator {self.split_index} of {self.num_splits}>"
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        running_loop(f"SplitIterator.{method}()")
+        return await self._service.call(method, *args)
 
     def _supply(self, *, in_order: bool) -> tuple[Callable[[], Feed], ExecutionOptions]:
         execution = self._splitting.execution

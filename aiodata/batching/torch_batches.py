@@ -9,7 +9,7 @@ from typing import Any
 
 from aiodata.batching.options import BatchOptions
 from aiodata.errors import OptionError
-from aiodata.options import true_or_false
+from aiodata.options import shown, true_or_false
 
 
 def torch_options(
@@ -75,18 +75,27 @@ def _pinned(collate_fn: Callable[[Any], Any] | None, pin: Callable[[Any], Any]) 
 
 
 def _find_device(torch: Any, device: Any) -> Any:
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
         if found.type == "cuda" and found.index is None:
             # The current device is a matter of each thread, and batches are moved in others than this one.
             found = torch.device("cuda", torch.cuda.current_device())
+        if found.type != "cpu":
+            torch.empty(0, device=found)  # A name says nothing of whether the device is there.
         return found
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(
-            f"device={device!r} is no device of torch; use 'auto', 'cpu', 'cuda', 'cuda:1', ... ({error})"
-        ) from error
+    except (RuntimeError, TypeError, AssertionError) as error:  # The last: torch was built without CUDA.
+        raise OptionError(f"device={shown(device)} {_why_no_device(torch, device, error)}") from error
+
+
+def _why_no_device(torch: Any, device: Any, error: Exception) -> str:
+    if torch.cuda.is_available():
+        reason = str(error).splitlines()[0]
+        return f"is no device of torch; use 'auto', 'cpu', 'cuda', 'cuda:1', ... ({reason})"
+    if isinstance(device, int) or str(device).startswith("cuda"):
+        return "cannot be used: torch finds no CUDA device here; use 'cpu', or 'auto', which takes CUDA where it is"
+    return f"is no device of torch; use 'auto' or 'cpu': torch finds no CUDA device here ({str(error).splitlines()[0]})"
 
 
 def _require_torch() -> Any:
