@@ -290,6 +290,8 @@ class Dataset(IterationVerbs):
     async def take(self, n: int = 20) -> list[dict[str, Any]]:
         """Return up to `n` rows as dicts of Python values, the first ones in source order.
 
+        Tensors are NumPy arrays of their shape. `aiodata.from_items` makes a dataset of such rows again.
+
         Raises:
             TaskError: The user's function failed, a read did, or Python has no such values.
 

@@ -171,7 +171,7 @@ class IterationVerbs(ABC):
         )
 
     def aiter_rows(self) -> Rows:
-        """Return the rows as dicts of Python values, for `async for`.
+        """Return the rows as dicts of Python values, for `async for`; tensors are NumPy arrays of their shape.
 
         Example:
             >>> import asyncio, aiodata
