@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
-from aiodata.options import at_least, given_list, given_mapping, is_number, shown
+from aiodata.options import amount, at_least, given_list, given_mapping, shown
 from aiodata.plan.nodes import Apply, Resources
 from aiodata.plan.transforms import MapBatches
 from aiodata.schemas import check_names
@@ -56,7 +56,7 @@ def map_step(
     )
     if (constructor_args or constructor_kwargs) and not transform.needs_actor:
         raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
-    resources = Resources(_amount("num_cpus", num_cpus), _amount("num_gpus", num_gpus))
+    resources = Resources(amount("num_cpus", num_cpus, optional=True), amount("num_gpus", num_gpus, optional=True))
     workers = _workers(concurrency)
     if transform.needs_actor:
         return Apply(transform, resources, workers)
@@ -96,12 +96,3 @@ def _workers(concurrency: Concurrency) -> tuple[int, int] | None:
             if least <= most:
                 return least, most
     raise OptionError(f"concurrency={shown(concurrency)} must be an integer of at least 1, or (least, most) of them")
-
-
-def _amount(name: str, value: float | None) -> float | None:
-    """Check an amount of a resource."""
-    if value is None:
-        return None
-    if is_number(value) and 0 <= value < float("inf"):
-        return float(value)
-    raise OptionError(f"{name}={shown(value)} must be a number of at least 0, or None")

@@ -7,11 +7,13 @@ import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeGuard, get_args, overload
+from typing import Any, Literal, TypeGuard, TypeVar, get_args, overload
 
 import numpy as np
 
 from aiodata.errors import OptionError
+
+T = TypeVar("T")
 
 RuntimeName = Literal["auto", "local", "ray"]
 
@@ -158,7 +160,8 @@ def shown(value: object) -> str:
     if len(text) > _MAX_SHOWN_CHARS:
         text = f"{text[: _MAX_SHOWN_CHARS - 1]}…"
     kind = type(value)
-    return text if kind.__module__ == "builtins" or kind.__name__ in text else f"{text} ({kind.__name__})"
+    is_clear = kind.__module__ == "builtins" or kind.__name__ in text or text.startswith("np.")
+    return text if is_clear else f"{text} ({kind.__name__})"
 
 
 def one_of(name: str, value: object, choices: Sequence[str], *, unless: str = "") -> str:
@@ -218,6 +221,30 @@ def positive_seconds(name: str, value: object) -> float:
     if not is_number(value) or not value > 0:
         raise OptionError(f"{name}={shown(value)} must be above 0 seconds")
     return value if isinstance(value, int) else float(value)
+
+
+def amount(name: str, value: object, what: str = "number", *, optional: bool = False) -> float | None:
+    """Return `value`, a finite number of at least 0 (or None, if `optional`), as a plain one; NumPy's are taken, too.
+
+    Raises:
+        OptionError: It is none, or below 0.
+    """
+    if optional and value is None:
+        return None
+    if not is_number(value) or not 0 <= value < float("inf"):
+        raise OptionError(f"{name}={shown(value)} must be a {what} of at least 0{' or None' if optional else ''}")
+    return value if isinstance(value, int) else float(value)
+
+
+def instance_of(name: str, value: object, kind: type[T]) -> T:
+    """Return `value`, which is of the class `kind`.
+
+    Raises:
+        OptionError: It is not.
+    """
+    if not isinstance(value, kind):
+        raise OptionError(f"{name}={shown(value)} must be a {kind.__name__}")
+    return value
 
 
 def is_number(value: object) -> TypeGuard[float]:

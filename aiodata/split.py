@@ -15,7 +15,7 @@ from aiodata.concurrency import running_loop
 from aiodata.coordination.service import CoordinatorService, Splitting
 from aiodata.errors import OptionError
 from aiodata.iteration import IterationVerbs
-from aiodata.options import ExecutionOptions, SplitOptions, at_least, shown, true_or_false
+from aiodata.options import ExecutionOptions, SplitOptions, at_least, instance_of, shown, true_or_false
 from aiodata.plan.nodes import Plan
 from aiodata.runtime.hosting import RemoteService, start_service
 from aiodata.stats import CoordinatorStats
@@ -112,10 +112,7 @@ def split_plan(
     num_splits, equal = at_least("n", num_splits, 1), true_or_false("equal", equal)
     check_name("name", name)
     check_name("namespace", namespace)
-    if not isinstance(options, SplitOptions):
-        raise OptionError(
-            f"options={shown(options)} must be a SplitOptions, for example SplitOptions(barrier_warn_s=60)"
-        )
+    instance_of("options", options, SplitOptions)
     if execution.runtime == "local":
         raise OptionError("runtime='local' has no splits, whose consumers are in other processes; use runtime='ray'")
     nodes = _nodes(locality_hints, num_splits)
