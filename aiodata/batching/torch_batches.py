@@ -79,23 +79,23 @@ def _find_device(torch: Any, device: Any) -> Any:
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise _no_device(torch, f"device={shown(device)} is no device of torch", error) from error
+    try:
         if found.type == "cuda" and found.index is None:
             # The current device is a matter of each thread, and batches are moved in others than this one.
             found = torch.device("cuda", torch.cuda.current_device())
         if found.type != "cpu":
             torch.empty(0, device=found)  # A name says nothing of whether the device is there.
-        return found
-    except (RuntimeError, TypeError, AssertionError) as error:  # The last: torch was built without CUDA.
-        raise OptionError(f"device={shown(device)} {_why_no_device(torch, device, error)}") from error
+    except (RuntimeError, AssertionError) as error:  # The latter: torch was built without it.
+        raise _no_device(torch, f"device={shown(device)} is not on this machine", error) from error
+    return found
 
 
-def _why_no_device(torch: Any, device: Any, error: Exception) -> str:
-    if torch.cuda.is_available():
-        reason = str(error).splitlines()[0]
-        return f"is no device of torch; use 'auto', 'cpu', 'cuda', 'cuda:1', ... ({reason})"
-    if isinstance(device, int) or str(device).startswith("cuda"):
-        return "cannot be used: torch finds no CUDA device here; use 'cpu', or 'auto', which takes CUDA where it is"
-    return f"is no device of torch; use 'auto' or 'cpu': torch finds no CUDA device here ({str(error).splitlines()[0]})"
+def _no_device(torch: Any, fault: str, error: Exception) -> OptionError:
+    has_cuda = torch.cuda.is_available()
+    remedy = "use 'auto', 'cpu', 'cuda', 'cuda:1', ..." if has_cuda else "use 'auto' or 'cpu': torch finds no CUDA here"
+    return OptionError(f"{fault}; {remedy} ({str(error).splitlines()[0]})")
 
 
 def _require_torch() -> Any:
