@@ -213,7 +213,9 @@ class Dataset(IterationVerbs):
 
         Example:
             ```python
-            train, val = ds.streaming_split(2, equal=True)
+            splits = ds.streaming_split(2, equal=True)
+            # An epoch begins when all splits are consumed at the same time: each goes to a worker of its own.
+            await asyncio.gather(*[worker.train.remote(split) for worker, split in zip(workers, splits)])
             ```
         """
         return split_plan(

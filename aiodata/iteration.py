@@ -50,7 +50,7 @@ class IterationVerbs(ABC):
         finalize_fn: Callable[[Any], Any] | None = None,
         prefetch_to_device: int = 1,
     ) -> Batches:
-        """Return the batches, for `async for`.
+        """Return the batches, for `async for`; rows come as they are ready, unless `preserve_order` is set.
 
         Args:
             batch_size: Rows per batch: exactly that many, the last batch excepted. None: whole blocks.
