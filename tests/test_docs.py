@@ -136,10 +136,11 @@ def test_training_learns(workplace: Path, capsys: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.ray
 @pytest.mark.slow
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("example", [pytest.param(one, id=one.label) for one in examples() if one.needs_ray_train])
 def test_program_of_ray_train_runs(example: Example, workplace: Path) -> None:
     # Ray Train holds on to what it was given for as long as the process lives: it has one of its own.
-    result = run(example.code, workplace, HOME=str(workplace))
+    result = run(example.code, workplace, timeout_s=550, HOME=str(workplace), RAY_ADDRESS="local")
     assert result.returncode == 0, result.stderr
 
 
