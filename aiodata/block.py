@@ -46,10 +46,24 @@ def as_block(value: object, *, given: Given | None = None) -> pa.Table:
     if _is_pandas(value):
         return _from_pandas(value, given)
     if hasattr(value, "__arrow_c_stream__") or hasattr(value, "__arrow_c_array__"):
-        _check_columns(value)
         # These types are the other library's, and not for the function to choose.
-        return _from_table(pa.table(value), given, is_declared=False)
-    raise TypeError(
+        return _from_table(_other_table(value), given, is_declared=False)
+    raise _no_block(value)
+
+
+def _other_table(value: Any) -> pa.Table:
+    """Return the table of another library as one of Arrow's."""
+    if len(getattr(value, "shape", (0, 0))) != 2:  # A column, which has no name.
+        raise _no_block(value)
+    _check_columns(value)
+    try:
+        return pa.table(value)
+    except pa.ArrowInvalid as error:
+        raise _no_block(value) from error
+
+
+def _no_block(value: object) -> TypeError:
+    return TypeError(
         f"cannot make a block of {type(value).__name__}; give a dict of arrays, a pyarrow.Table or "
         "RecordBatch, or a pandas or polars DataFrame"
     )

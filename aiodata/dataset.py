@@ -15,7 +15,7 @@ from aiodata.errors import OptionError
 from aiodata.formats import get_format
 from aiodata.iteration import IterationVerbs
 from aiodata.mapping import map_step
-from aiodata.options import ExecutionOptions, SplitOptions, at_least
+from aiodata.options import ExecutionOptions, SplitOptions, at_least, shown
 from aiodata.plan.control import blame
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.plan.optimize import explain
@@ -167,7 +167,7 @@ class Dataset(IterationVerbs):
         """
         if not isinstance(expression, pc.Expression):
             raise OptionError(
-                f"expression={expression!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0; "
+                f"expression={shown(expression)} must be a pyarrow.compute.Expression, for example pc.field('x') > 0; "
                 "to filter by a function use map_batches"
             )
         return self._then(Apply(FilterRows(expression)))
@@ -224,9 +224,11 @@ class Dataset(IterationVerbs):
             >>> asyncio.run(ds.take())
             [{'id': 0}, {'id': 1}, {'id': 0}]
         """
-        for other in others:
+        for index, other in enumerate(others):
             if not isinstance(other, Dataset):
-                raise OptionError(f"{other!r} must be a Dataset")
+                raise OptionError(
+                    f"others[{index}]={shown(other)} must be a Dataset: write union(a, b), without a list"
+                )
         plans = (self._plan, *(other._plan for other in others))  # noqa: SLF001 - of its own class.
         return Dataset(Plan(Union(plans)), self._options) if others else self
 
@@ -262,7 +264,9 @@ class Dataset(IterationVerbs):
 
         Example:
             ```python
-            train, val = ds.streaming_split(2, equal=True)
+            splits = ds.streaming_split(2, equal=True)
+            # An epoch begins when all splits are consumed at the same time: each goes to a worker of its own.
+            await asyncio.gather(*[worker.train.remote(split) for worker, split in zip(workers, splits)])
             ```
         """
         return split_plan(
@@ -342,6 +346,8 @@ class Dataset(IterationVerbs):
 
     async def take(self, n: int = 20) -> list[dict[str, Any]]:
         """Return up to `n` rows as dicts of Python values, the first ones in source order.
+
+        Tensors are NumPy arrays of their shape. `aiodata.from_items` makes a dataset of such rows again.
 
         Raises:
             TaskError: The user's function failed, a read did, or Python has no such values.

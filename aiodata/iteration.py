@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NoReturn
 
 from aiodata.batching.consumer import Consumer
 from aiodata.batching.feed import Feed
@@ -22,6 +22,19 @@ class IterationVerbs(ABC):
 
     __slots__ = ()
 
+    def __aiter__(self) -> NoReturn:
+        """Say what to write: this is no iterable, but has several ways to be iterated.
+
+        Raises:
+            TypeError: Always.
+        """
+        raise TypeError(
+            f"a {type(self).__name__} is a recipe: write `async for batch in ds.aiter_batches()` in an async function, "
+            "or `async for row in ds.aiter_rows()`"
+        )
+
+    __iter__ = __aiter__
+
     def aiter_batches(
         self,
         *,
@@ -38,7 +51,7 @@ class IterationVerbs(ABC):
         finalize_fn: Callable[[Any], Any] | None = None,
         prefetch_to_device: int = 1,
     ) -> Batches:
-        """Return the batches, for `async for`.
+        """Return the batches, for `async for`; rows come as they are ready, unless `preserve_order` is set.
 
         Args:
             batch_size: Rows per batch: exactly that many, the last batch excepted. None: whole blocks.
@@ -159,7 +172,7 @@ class IterationVerbs(ABC):
         )
 
     def aiter_rows(self) -> Rows:
-        """Return the rows as dicts of Python values, for `async for`.
+        """Return the rows as dicts of Python values, for `async for`; tensors are NumPy arrays of their shape.
 
         Example:
             >>> import asyncio, aiodata

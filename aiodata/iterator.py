@@ -10,11 +10,12 @@ from typing import Any, NoReturn, Self
 
 from aiodata.batching.consumer import Consumer
 from aiodata.batching.cutter import Signal
+from aiodata.concurrency import AsyncOnly, running_loop
 from aiodata.errors import ClosedError
 from aiodata.stats import IterationStats
 
 
-class Batches:
+class Batches(AsyncOnly):
     """The batches of a dataset; each `async for` over it is one full pass: an epoch.
 
     Args:
@@ -48,10 +49,7 @@ class Batches:
         Raises:
             RuntimeError: No event loop is running.
         """
-        try:
-            asyncio.get_running_loop()
-        except RuntimeError:
-            raise RuntimeError("batches are iterated in an async function; run it with aiodata.run(main)") from None
+        running_loop("an iteration")
         epoch = self._num_passes
         self._num_passes += 1
         consumer = self._open_pass(epoch)
@@ -99,7 +97,7 @@ class Batches:
         return f"<Batches {self._label}>"
 
 
-class BatchIterator:
+class BatchIterator(AsyncOnly):
     """One pass over a dataset's batches.
 
     `break` out of an `async for` over `ds.aiter_batches()` needs nothing more: the loop held the only reference to

@@ -11,7 +11,16 @@ import pyarrow as pa
 
 from aiodata.errors import OptionError
 from aiodata.formats import get_format
-from aiodata.options import a_strategy, amount, amounts, an_environment, at_least
+from aiodata.options import (
+    a_strategy,
+    amounts,
+    an_environment,
+    at_least,
+    given_list,
+    given_mapping,
+    resource_amount,
+    shown,
+)
 from aiodata.plan.bisection import OnError
 from aiodata.plan.nodes import Apply, Resources
 from aiodata.plan.transforms import NO_ROWS_OF_GENERATORS, MapBatches
@@ -45,25 +54,27 @@ def map_step(
         OptionError: An argument has a value that can not work.
     """
     if not callable(fn):
-        raise OptionError(f"fn={fn!r} must be a function, or a class whose instances can be called")
+        raise OptionError(f"fn={shown(fn)} must be a function, or a class whose instances can be called")
     batch_size = at_least("batch_size", batch_size, 1, optional=True)
     get_format(batch_format)
+    constructor_args = given_list("fn_constructor_args", fn_constructor_args)
+    constructor_kwargs = given_mapping("fn_constructor_kwargs", fn_constructor_kwargs)
     transform = MapBatches(
         fn,
         batch_size,
         batch_format,
-        tuple(fn_args),
-        dict(fn_kwargs or {}),
-        tuple(fn_constructor_args),
-        dict(fn_constructor_kwargs or {}),
+        given_list("fn_args", fn_args),
+        given_mapping("fn_kwargs", fn_kwargs),
+        constructor_args,
+        constructor_kwargs,
         schema=check_schema(schema),
         on_error=_on_error(on_error),
     )
     _check_on_error(transform)
-    if (fn_constructor_args or fn_constructor_kwargs) and not transform.needs_actor:
+    if (constructor_args or constructor_kwargs) and not transform.needs_actor:
         raise OptionError(f"fn_constructor_args and fn_constructor_kwargs are for a class; fn={fn!r} is none")
     takes = Resources(
-        amount("num_cpus", num_cpus),
+        resource_amount("num_cpus", num_cpus),
         _gpus(num_gpus),
         at_least("memory", memory, 1, optional=True),
         amounts("resources", resources) or {},
@@ -89,7 +100,9 @@ def check_schema(schema: object) -> pa.Schema | None:
     if schema is None:
         return None
     if not isinstance(schema, pa.Schema):
-        raise OptionError(f"schema={schema!r} must be a pyarrow.Schema, for example pa.schema([('x', pa.int64())])")
+        raise OptionError(
+            f"schema={shown(schema)} must be a pyarrow.Schema, for example pa.schema([('x', pa.int64())])"
+        )
     try:
         check_names(schema.names)
     except ValueError as error:
@@ -132,14 +145,14 @@ def _workers(concurrency: Concurrency) -> tuple[int, int] | None:
             least, most = (at_least("concurrency", bound, 1) for bound in bounds)
             if least <= most:
                 return least, most
-    raise OptionError(f"concurrency={concurrency!r} must be an integer of at least 1, or (least, most) of them")
+    raise OptionError(f"concurrency={shown(concurrency)} must be an integer of at least 1, or (least, most) of them")
 
 
 def _gpus(value: float | None) -> float | None:
     """Check a number of GPUs."""
-    num_gpus = amount("num_gpus", value)
+    num_gpus = resource_amount("num_gpus", value)
     if num_gpus is not None and num_gpus > 1 and not num_gpus.is_integer():
         raise OptionError(
-            f"num_gpus={value!r} must be a whole number, as it is more than 1: only one GPU can be shared"
+            f"num_gpus={shown(value)} must be a whole number, as it is more than 1: only one GPU can be shared"
         )
     return num_gpus

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import numbers
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from copy import deepcopy
 from dataclasses import dataclass, fields, replace
-from typing import Any, Literal, TypeGuard, get_args, overload
+from typing import Any, Literal, TypeGuard, TypeVar, get_args, overload
 
 import numpy as np
 
 from aiodata.errors import OptionError
+
+T = TypeVar("T")
 
 RuntimeName = Literal["auto", "local", "ray"]
 
@@ -28,6 +31,8 @@ _STANDARD_RESOURCES = frozenset({"CPU", "GPU", "memory", "object_store_memory"})
 
 # Ray's scheduling strategies that are words.
 _STRATEGIES = ("DEFAULT", "SPREAD")
+# Characters of a value that an error shows.
+_MAX_SHOWN_CHARS = 120
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -86,10 +91,9 @@ class ExecutionOptions:
 
     def __post_init__(self) -> None:
         """Validate every field once, so that nothing else has to."""
-        if self.runtime not in get_args(RuntimeName):
-            raise OptionError(f"runtime={self.runtime!r} is unknown; use one of {get_args(RuntimeName)}")
         settle(
             self,
+            runtime=one_of("runtime", self.runtime, get_args(RuntimeName)),
             num_cpus=at_least("num_cpus", self.num_cpus, 1, optional=True),
             max_object_store_bytes=at_least("max_object_store_bytes", self.max_object_store_bytes, 1, optional=True),
             target_block_bytes=at_least("target_block_bytes", self.target_block_bytes, 1),
@@ -145,9 +149,8 @@ class SplitOptions:
             self,
             barrier_timeout_s=None if timeout_s is None else positive_seconds("barrier_timeout_s", timeout_s),
             barrier_warn_s=positive_seconds("barrier_warn_s", self.barrier_warn_s),
+            on_split_lost=one_of("on_split_lost", self.on_split_lost, get_args(OnSplitLost)),
         )
-        if self.on_split_lost not in get_args(OnSplitLost):
-            raise OptionError(f"on_split_lost={self.on_split_lost!r} is unknown; use one of {get_args(OnSplitLost)}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,6 +172,61 @@ def settle(options: Any, **values: Any) -> None:
         object.__setattr__(options, name, value)
 
 
+def shown(value: object) -> str:
+    """Return a value as an error shows it: in one line that is not too long, and with its type where that is not clear.
+
+    Example:
+        >>> shown("3"), shown(np.array(3))
+        ("'3'", 'array(3) (ndarray)')
+    """
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 - the error is about the value, not about how it looks.
+        text = "<a value that cannot be shown>"
+    if len(text) > _MAX_SHOWN_CHARS:
+        text = f"{text[: _MAX_SHOWN_CHARS - 1]}…"
+    kind = type(value)
+    is_clear = kind.__module__ == "builtins" or kind.__name__ in text or text.startswith("np.")
+    return text if is_clear else f"{text} ({kind.__name__})"
+
+
+def one_of(name: str, value: object, choices: Sequence[str], *, unless: str = "") -> str:
+    """Return `value`, which is one of a few names; `unless` says, for the error, what else it may be.
+
+    Raises:
+        OptionError: It is none of them.
+    """
+    if not isinstance(value, str) or value not in choices:
+        known = f"one of {tuple(choices)}" if len(choices) > 1 else repr(choices[0])
+        raise OptionError(f"{name}={shown(value)} is unknown; use {known}{f', or {unless}' if unless else ''}")
+    return value
+
+
+def given_list(name: str, value: object) -> tuple[Any, ...]:
+    """Return what is in `value`, a list or anything else to go through; text is one value, and no list of letters.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if isinstance(value, Iterable) and not isinstance(value, str | bytes | Mapping):
+        with suppress(TypeError):  # As of what only `async for` goes through.
+            return tuple(value)
+    raise OptionError(f"{name}={shown(value)} must be a list: for one value write {name}=[value]")
+
+
+def given_mapping(name: str, value: object) -> dict[str, Any]:
+    """Return what is in `value`, a dict of names to values or None for an empty one.
+
+    Raises:
+        OptionError: It is none.
+    """
+    if value is None:
+        return {}
+    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+        raise OptionError(f"{name}={shown(value)} must be a dict of names to values, or None")
+    return dict(value)
+
+
 def true_or_false(name: str, value: object) -> bool:
     """Return `value` as a plain bool; NumPy's are taken, too.
 
@@ -176,7 +234,7 @@ def true_or_false(name: str, value: object) -> bool:
         OptionError: It is neither True nor False.
     """
     if not isinstance(value, bool | np.bool_):
-        raise OptionError(f"{name}={value!r} must be True or False")
+        raise OptionError(f"{name}={shown(value)} must be True or False")
     return bool(value)
 
 
@@ -187,8 +245,32 @@ def positive_seconds(name: str, value: object) -> float:
         OptionError: It is none, or not above 0.
     """
     if not is_number(value) or not value > 0:
-        raise OptionError(f"{name}={value!r} must be above 0 seconds")
+        raise OptionError(f"{name}={shown(value)} must be above 0 seconds")
     return value if isinstance(value, int) else float(value)
+
+
+def amount(name: str, value: object, what: str = "number", *, optional: bool = False) -> float | None:
+    """Return `value`, a finite number of at least 0 (or None, if `optional`), as a plain one; NumPy's are taken, too.
+
+    Raises:
+        OptionError: It is none, or below 0.
+    """
+    if optional and value is None:
+        return None
+    if not is_number(value) or not 0 <= value < float("inf"):
+        raise OptionError(f"{name}={shown(value)} must be a {what} of at least 0{' or None' if optional else ''}")
+    return value if isinstance(value, int) else float(value)
+
+
+def instance_of(name: str, value: object, kind: type[T]) -> T:
+    """Return `value`, which is of the class `kind`.
+
+    Raises:
+        OptionError: It is not.
+    """
+    if not isinstance(value, kind):
+        raise OptionError(f"{name}={shown(value)} must be a {kind.__name__}")
+    return value
 
 
 def is_number(value: object) -> TypeGuard[float]:
@@ -214,11 +296,11 @@ def at_least(name: str, value: object, minimum: int, *, optional: bool = False) 
         return None
     if isinstance(value, bool) or not isinstance(value, numbers.Integral) or value < minimum:
         unless = " or None" if optional else ""
-        raise OptionError(f"{name}={value!r} must be an integer of at least {minimum}{unless}")
+        raise OptionError(f"{name}={shown(value)} must be an integer of at least {minimum}{unless}")
     return int(value)
 
 
-def amount(name: str, value: object) -> float | None:
+def resource_amount(name: str, value: object) -> float | None:
     """Return `value`, an amount of a resource (or None), as a plain number; NumPy's are taken, too.
 
     Raises:
@@ -228,7 +310,7 @@ def amount(name: str, value: object) -> float | None:
         return None
     if is_number(value) and (value == 0 or _LEAST_AMOUNT <= value < float("inf")):
         return float(value)
-    raise OptionError(f"{name}={value!r} must be 0 or a number of at least {_LEAST_AMOUNT}, or None")
+    raise OptionError(f"{name}={shown(value)} must be 0 or a number of at least {_LEAST_AMOUNT}, or None")
 
 
 def amounts(name: str, value: object) -> dict[str, float] | None:
@@ -240,15 +322,13 @@ def amounts(name: str, value: object) -> dict[str, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
-        raise OptionError(
-            f"{name}={value!r} ({type(value).__name__}) must be a dict from names to amounts, for example {{'tpu': 1}}"
-        )
+        raise OptionError(f"{name}={shown(value)} must be a dict from names to amounts, for example {{'tpu': 1}}")
     if standard := _STANDARD_RESOURCES.intersection(value):
         raise OptionError(
-            f"{name}={value!r} must not name {' and '.join(sorted(standard))}, which have arguments of their own: "
+            f"{name}={shown(value)} must not name {' and '.join(sorted(standard))}, which have arguments of their own: "
             "num_cpus, num_gpus and memory of map_batches"
         )
-    checked = {key: amount(f"{name}[{key!r}]", one) for key, one in value.items()}
+    checked = {key: resource_amount(f"{name}[{key!r}]", one) for key, one in value.items()}
     if missing := [key for key, one in checked.items() if one is None]:
         raise OptionError(f"{name}[{missing[0]!r}]=None must be a number; leave it out, or give it an amount")
     return {key: one for key, one in checked.items() if one}
@@ -265,7 +345,7 @@ def a_strategy(name: str, value: object) -> Any:
     if value is None or (value in _STRATEGIES if isinstance(value, str) else is_of_ray):
         return value
     raise OptionError(
-        f"{name}={value!r} ({type(value).__name__}) must be one of {_STRATEGIES}, or one of "
+        f"{name}={shown(value)} must be one of {_STRATEGIES}, or one of "
         "ray.util.scheduling_strategies, for example NodeAffinitySchedulingStrategy(node_id, soft=True), or None"
     )
 
@@ -280,7 +360,4 @@ def an_environment(name: str, value: object) -> dict[str, Any] | None:
         return None
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return deepcopy(dict(value))
-    raise OptionError(
-        f"{name}={value!r} ({type(value).__name__}) must be a dict, for example {{'env_vars': {{'KEY': 'value'}}}}, "
-        "or None"
-    )
+    raise OptionError(f"{name}={shown(value)} must be a dict, for example {{'env_vars': {{'KEY': 'value'}}}}, or None")

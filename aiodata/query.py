@@ -9,7 +9,7 @@ from typing import TypeVar
 import pyarrow as pa
 
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import ask_in_thread
+from aiodata.concurrency import ask_in_thread, running_loop
 from aiodata.concurrency.supervise import unwrap
 from aiodata.errors import AiodataError
 from aiodata.execution.failures import SkippedErrors, warn_of_skips
@@ -92,6 +92,7 @@ async def _run(
     plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool], latest: LatestRun | None
 ) -> Run:
     """Run a plan and visit its bundles, until one is enough."""
+    running_loop("a run")
     try:
         async with Run(plan, options, latest=latest, is_quiet=latest is None) as run:
             async for bundle in run:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import pyarrow as pa
@@ -12,7 +12,7 @@ import pyarrow.compute as pc
 from aiodata.block import as_block, from_rows
 from aiodata.dataset import Dataset
 from aiodata.errors import OptionError
-from aiodata.options import ExecutionOptions, at_least
+from aiodata.options import ExecutionOptions, at_least, given_list, one_of, shown
 from aiodata.plan.nodes import Plan, Read
 from aiodata.plan.selecting import given_columns
 from aiodata.plan.source import Source
@@ -23,6 +23,8 @@ from aiodata.sources.parquet import ParquetSource
 
 # In-memory tables are cut into blocks of this size, in bytes, so that tasks can share them.
 _MEMORY_BLOCK_BYTES = 32 << 20
+
+_MAX_RANGE = 2**63 - 1
 
 
 def read_parquet(
@@ -59,13 +61,13 @@ def read_parquet(
     """
     found = check_paths(paths, filesystem)
     if filter is not None and not isinstance(filter, pc.Expression):
-        raise OptionError(f"filter={filter!r} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
+        raise OptionError(f"filter={shown(filter)} must be a pyarrow.compute.Expression, for example pc.field('x') > 0")
     chosen = None if columns is None else given_columns("columns", columns)
-    if partitioning not in ("hive", None):
-        raise OptionError(f"partitioning={partitioning!r} must be 'hive', or None to take no columns from directories")
+    if partitioning is not None:
+        partitioning = one_of("partitioning", partitioning, ["hive"], unless="None to take no columns from directories")
     if schema is not None and not isinstance(schema, pa.Schema):
         raise OptionError(
-            f"schema={schema!r} must be a pyarrow.Schema, or None to take what holds the values of all files"
+            f"schema={shown(schema)} must be a pyarrow.Schema, or None to take what holds the values of all files"
         )
     return _dataset(ParquetSource(found, chosen, filter, partitioning, schema))
 
@@ -75,7 +77,11 @@ def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - 
 
     Args:
         n: The number of rows.
-        num_blocks: The number of blocks, as long as no function is applied to them; None: as suits the CPUs.
+        num_blocks: The number of blocks, as long as no function is applied to them, and none is larger than 32 MiB;
+            None: as suits the CPUs.
+
+    Raises:
+        OptionError: An argument has a value that cannot work.
 
     Example:
         >>> import asyncio
@@ -83,20 +89,26 @@ def range(n: int, *, num_blocks: int | None = None) -> Dataset:  # noqa: A001 - 
         [{'id': 0}, {'id': 1}, {'id': 2}]
     """
     num_rows, blocks = at_least("n", n, 0), at_least("num_blocks", num_blocks, 1, optional=True)
+    if num_rows > _MAX_RANGE:
+        raise OptionError(f"n={num_rows} must be at most 2**63 - 1: ids are of the type int64")
     return _dataset(RangeSource(num_rows, blocks))
 
 
-def from_items(items: Sequence[Any]) -> Dataset:
+def from_items(items: Iterable[Any]) -> Dataset:
     """Make a dataset of Python objects: dicts become columns, anything else the column `item`.
+
+    Raises:
+        OptionError: It is no list of rows, or the rows do not go together.
 
     Example:
         >>> import asyncio
         >>> asyncio.run(from_items(["a", "b"]).take())
         [{'item': 'a'}, {'item': 'b'}]
     """
+    rows = given_list("items", items)
     try:
-        block = with_plain_types(from_rows(list(items)))
-    except (TypeError, ValueError) as error:
+        block = with_plain_types(from_rows(rows))
+    except (TypeError, ValueError, RecursionError) as error:
         raise OptionError(f"items cannot be made a table: {error}") from error
     return _dataset(TableSource("from_items", (block,)))
 
@@ -105,7 +117,11 @@ def from_arrow(obj: Any) -> Dataset:
     """Make a dataset of Arrow data, without copying it.
 
     Args:
-        obj: A Table, anything with `__arrow_c_stream__` (polars, duckdb, pandas, ...), or a list of these.
+        obj: A Table, a dict of arrays, anything with `__arrow_c_stream__` (polars, duckdb, pandas, ...), or a list of
+            these.
+
+    Raises:
+        OptionError: It is none of these.
 
     Example:
         >>> import asyncio, pyarrow as pa
@@ -116,8 +132,8 @@ def from_arrow(obj: Any) -> Dataset:
         tables = [with_plain_types(as_block(one)) for one in (obj if isinstance(obj, list | tuple) else [obj])]
         for table in tables:
             check_names(table.column_names)
-    except ValueError as error:
-        raise OptionError(f"obj cannot be read: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise OptionError(f"obj={shown(obj)} cannot be read: {error}") from error
     if not tables:
         raise OptionError("obj=[] must hold at least one table; an empty table will do")
     if any(table.num_rows and not table.num_columns for table in tables):

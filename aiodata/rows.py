@@ -10,16 +10,23 @@ import anyio.lowlevel
 import pyarrow as pa
 
 from aiodata.batching.consumer import YIELD_EVERY_S
+from aiodata.concurrency import AsyncOnly
 from aiodata.errors import TaskError, is_failure
+from aiodata.formats.python import has_tensors, to_rows
 from aiodata.iterator import Batches, BatchIterator
 from aiodata.stats import IterationStats
 
 # Values that are turned into Python objects in one go: a fraction of a millisecond.
 _VALUES_PER_STRETCH = 1024
 
+# Bytes of tensors that are copied in one go, at most: this takes as long.
+_BYTES_PER_STRETCH = 1 << 20
 
-class Rows:
+
+class Rows(AsyncOnly):
     """The rows of a dataset as dicts of Python values; each `async for` over it is one full pass.
+
+    Tensors are NumPy arrays of their shape, which may be written to.
 
     Args:
         batches: The rows in batches, as `pyarrow.Table`s.
@@ -70,7 +77,7 @@ class Rows:
         return f"<Rows of {self._batches!r}>"
 
 
-class RowIterator:
+class RowIterator(AsyncOnly):
     """One pass over a dataset's rows; like a `BatchIterator`, it ends the run when it is dropped.
 
     A cancelled or timed-out `__anext__` loses no row: the next call returns it.
@@ -148,13 +155,16 @@ class RowIterator:
         return f"<RowIterator of {self._batches!r}>"
 
     def _convert_stretch(self, table: pa.Table) -> None:
-        stretch = table.slice(self._position, max(1, _VALUES_PER_STRETCH // table.num_columns))
+        num_rows = _VALUES_PER_STRETCH // table.num_columns
+        if has_tensors(table.schema):
+            num_rows = min(num_rows, _BYTES_PER_STRETCH * table.num_rows // max(1, table.nbytes))
+        stretch = table.slice(self._position, max(1, num_rows))
         self._rows = iter(python_rows(stretch, "aiter_rows"))
         self._position += stretch.num_rows
 
 
 def python_rows(table: pa.Table, operator: str) -> list[dict[str, Any]]:
-    """Return rows as dicts of Python values.
+    """Return rows as dicts of Python values; tensors are NumPy arrays of their shape.
 
     Args:
         table: The rows.
@@ -164,19 +174,18 @@ def python_rows(table: pa.Table, operator: str) -> list[dict[str, Any]]:
         TaskError: Python has no such values; the column is named.
     """
     try:
-        rows: list[dict[str, Any]] = table.to_pylist()
+        return to_rows(table)
     except BaseException as error:
         if not is_failure(error):
             raise
         raise _blame_column(table, operator, error) from error
-    return rows
 
 
 def _blame_column(table: pa.Table, operator: str, error: BaseException) -> TaskError:
     source = "a block"
     for name, column in zip(table.column_names, table.columns, strict=True):
         try:
-            column.to_pylist()
+            to_rows(table.select([name]))
         except BaseException as one:
             if not is_failure(one):
                 raise

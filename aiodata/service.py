@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Self
 
 from aiodata.coordination.service import Splitting
-from aiodata.errors import OptionError
 from aiodata.runtime.hosting import RemoteService, find_service
 from aiodata.split import SplitIterator, check_name
 
@@ -30,9 +29,7 @@ async def attach(name: str, *, namespace: str | None = None) -> SplitService:
         await service.aclose()
         ```
     """
-    check_name("name", name)
-    if name is None:
-        raise OptionError("name=None must be the name that streaming_split(n, name=...) was given")
+    check_name("name", name, optional=False)
     check_name("namespace", namespace)
     remote = await find_service(name, namespace=namespace)
     return SplitService(name, remote, await remote.call("splitting"))

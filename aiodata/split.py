@@ -5,15 +5,17 @@ from __future__ import annotations
 import uuid
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
+from typing import Any
 
 import pyarrow as pa
 
 from aiodata.batching.feed import Feed
 from aiodata.batching.split_feed import SplitFeed
+from aiodata.concurrency import running_loop
 from aiodata.coordination.service import CoordinatorService, Splitting
 from aiodata.errors import OptionError
 from aiodata.iteration import IterationVerbs
-from aiodata.options import ExecutionOptions, SplitOptions, at_least, true_or_false
+from aiodata.options import ExecutionOptions, SplitOptions, at_least, instance_of, shown, true_or_false
 from aiodata.plan.nodes import Plan
 from aiodata.plan.passes import Pass
 from aiodata.runtime.hosting import RemoteService, start_service
@@ -64,27 +66,31 @@ class SplitIterator(IterationVerbs):
             EpochError: An epoch is running, and has not shown it yet. It is a `RuntimeError`.
             CoordinatorLostError: The coordinator is gone.
         """
-        schema: pa.Schema = await self._service.call("schema")
+        schema: pa.Schema = await self._ask("schema")
         return schema
 
     async def options(self) -> ExecutionOptions:
         """Return the options that each epoch is run with."""
-        options: ExecutionOptions = await self._service.call("options")
+        options: ExecutionOptions = await self._ask("options")
         return options
 
     async def dataset_tag(self) -> dict[str, str]:
         """Return what tells this split of its dataset from others: `{"dataset": "<id>", "split_index": "0"}`."""
-        tag: dict[str, str] = await self._service.call("dataset_tag", self.split_index)
+        tag: dict[str, str] = await self._ask("dataset_tag", self.split_index)
         return tag
 
     async def stats(self) -> CoordinatorStats:
         """Return what the coordinator has done in its latest epoch: for each split, and for the run behind them."""
-        stats: CoordinatorStats = await self._service.call("stats")
+        stats: CoordinatorStats = await self._ask("stats")
         return stats
 
     def __repr__(self) -> str:
         """Show which one it is."""
         return f"<SplitIterator {self.split_index} of {self.num_splits}>"
+
+    async def _ask(self, method: str, *args: Any) -> Any:
+        running_loop(f"SplitIterator.{method}()")
+        return await self._service.call(method, *args)
 
     def _supply(self, *, in_order: bool) -> tuple[Callable[[Pass], Feed], ExecutionOptions]:
         execution = self._splitting.execution
@@ -110,8 +116,7 @@ def split_plan(
     num_splits, equal = at_least("n", num_splits, 1), true_or_false("equal", equal)
     check_name("name", name)
     check_name("namespace", namespace)
-    if not isinstance(options, SplitOptions):
-        raise OptionError(f"options={options!r} must be a SplitOptions")
+    instance_of("options", options, SplitOptions)
     if execution.runtime == "local":
         raise OptionError("runtime='local' has no splits, whose consumers are in other processes; use runtime='ray'")
     nodes = _nodes(locality_hints, num_splits)
@@ -128,14 +133,15 @@ def split_plan(
     return [SplitIterator(service, split, splitting.for_handles()) for split in range(num_splits)]
 
 
-def check_name(argument: str, name: object) -> None:
+def check_name(argument: str, name: object, *, optional: bool = True) -> None:
     """Check the name of a service, or of a namespace, before anything is started.
 
     Raises:
-        OptionError: It is neither None nor a string that can be looked for.
+        OptionError: It is neither a string that can be looked for nor, if `optional`, None.
     """
-    if name is not None and not (isinstance(name, str) and name.strip()):
-        raise OptionError(f"{argument}={name!r} must be a string that is not empty, or None")
+    if not (isinstance(name, str) and name.strip()) and not (optional and name is None):
+        unless = ", or None" if optional else ": the name that streaming_split(n, name=...) was given"
+        raise OptionError(f"{argument}={shown(name)} must be a string that is not empty{unless}")
 
 
 def _nodes(hints: object, num_splits: int) -> tuple[str | None, ...]:
@@ -143,7 +149,7 @@ def _nodes(hints: object, num_splits: int) -> tuple[str | None, ...]:
         return ()
     nodes = None if isinstance(hints, str | bytes) or not isinstance(hints, Iterable) else tuple(hints)
     if nodes is None or not all(node is None or isinstance(node, str) for node in nodes):
-        raise OptionError(f"locality_hints={hints!r} must be a list of node ids: strings, or None for any node")
+        raise OptionError(f"locality_hints={shown(hints)} must be a list of node ids: strings, or None for any node")
     if nodes and len(nodes) != num_splits:
         raise OptionError(f"locality_hints={list(nodes)} must name one node for each of the {num_splits} splits")
     return nodes

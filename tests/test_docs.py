@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 import aiodata
+from tests.runtime.test_start import run
 
 ROOT = Path(__file__).parents[1]
 # The programs of extending.md add to the package; tests/test_extending.py runs them, and takes that back.
@@ -36,11 +37,15 @@ class Example(NamedTuple):
 
     @property
     def is_program(self) -> bool:
-        return re.search(r"^(asyncio|aiodata)\.run\(", self.code, re.MULTILINE) is not None
+        return re.search(r"^(asyncio\.run|aiodata\.run|trainer\.fit)\(", self.code, re.MULTILINE) is not None
 
     @property
     def needs_ray(self) -> bool:
-        return "streaming_split(" in self.code
+        return "streaming_split(" in self.code or self.needs_ray_train
+
+    @property
+    def needs_ray_train(self) -> bool:
+        return "ray.train" in self.code
 
 
 def modules_with_examples() -> list[str]:
@@ -87,8 +92,20 @@ def test_doctests_of_a_module_pass(name: str) -> None:
     assert results.failed == 0
 
 
+def test_pages_that_say_so_have_only_programs_that_run() -> None:
+    pages = [
+        str(page.relative_to(ROOT)) for page in PAGES if "Every program here runs as it stands" in page.read_text()
+    ]
+    assert "docs/iterating.md" in pages
+    assert [one.label for one in examples() if one.label.split(":")[0] in pages and not one.is_program] == []
+
+
 def programs(*, on_ray: bool) -> list[Any]:
-    return [pytest.param(one, id=one.label) for one in examples() if one.is_program and one.needs_ray == on_ray]
+    return [
+        pytest.param(one, id=one.label)
+        for one in examples()
+        if one.is_program and one.needs_ray == on_ray and not one.needs_ray_train
+    ]
 
 
 @pytest.mark.parametrize("example", programs(on_ray=False))
@@ -108,6 +125,23 @@ def run_program(example: Example, workplace: Path) -> None:
     program = workplace / "program.py"
     program.write_text(example.code)
     runpy.run_path(str(program), run_name="__main__")
+
+
+def test_training_learns(workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    [training] = [one for one in examples() if one.label.startswith("README.md") and "optimizer.step()" in one.code]
+    run_program(training, workplace)
+    before, after = (float(line.split()[1]) for line in capsys.readouterr().out.splitlines())
+    assert 0 < after < before
+
+
+@pytest.mark.ray
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("example", [pytest.param(one, id=one.label) for one in examples() if one.needs_ray_train])
+def test_program_of_ray_train_runs(example: Example, workplace: Path) -> None:
+    # Ray Train holds on to what it was given for as long as the process lives: it has one of its own.
+    result = run(example.code, workplace, timeout_s=550, HOME=str(workplace), RAY_ADDRESS="local")
+    assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.ray

@@ -150,6 +150,20 @@ def test_what_is_no_device_is_refused_at_once_with_the_remedy(device: Any) -> No
         in_memory().aiter_torch_batches(device=device)
 
 
+@pytest.mark.parametrize("device", ["cuda", "cuda:97", "xpu:97", torch.device("cuda:97")], ids=repr)
+def test_device_that_is_not_there_is_refused_at_once_and_not_offered(
+    device: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def current_device() -> int:
+        raise RuntimeError("no NVIDIA driver")
+
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "current_device", current_device)
+    remedy = re.escape(f"device={device!r} is not on this machine; use 'auto' or 'cpu': torch finds no CUDA here")
+    with pytest.raises(aiodata.OptionError, match=remedy):
+        in_memory().aiter_torch_batches(device=device)
+
+
 @pytest.mark.usefixtures("clean")
 async def test_batches_go_to_a_device_on_both_runtimes(runtime: str) -> None:
     batches = await all_batches(counted(runtime).aiter_torch_batches(batch_size=25, device="meta"))

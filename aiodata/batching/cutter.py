@@ -38,6 +38,9 @@ _SMALL_BYTES = 1 << 20
 # So many sources of a batch are all named in an error message; of more, the first and the last.
 _MAX_NAMED_SOURCES = 3
 
+# More rows than there are anywhere.
+_ALL_ROWS = 1 << 60
+
 
 class Signal(enum.Enum):
     """What a stage answers where it has no batch: `PENDING`, not yet; `END`, never again."""
@@ -241,7 +244,9 @@ class Cutter:
         if options.local_shuffle_buffer_size is None or options.batch_size is None:
             return None
         seed = (options.local_shuffle_seed or 0, self._epoch)
-        return ShuffleBuffer(options.local_shuffle_buffer_size, options.batch_size, seed)
+        # They are counted with 64 bits.
+        buffer_rows = min(options.local_shuffle_buffer_size, _ALL_ROWS)
+        return ShuffleBuffer(buffer_rows, min(options.batch_size, _ALL_ROWS), seed)
 
     def _take_timed(self) -> Any:
         started = perf_counter()

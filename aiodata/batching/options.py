@@ -9,7 +9,7 @@ from typing import Any
 
 from aiodata.errors import OptionError
 from aiodata.formats import Format, get_format
-from aiodata.options import at_least, settle, true_or_false
+from aiodata.options import at_least, settle, shown, true_or_false
 
 # Workers of a collate function by default, at most.
 _MAX_DEFAULT_WORKERS = 4
@@ -78,7 +78,7 @@ class BatchOptions:
         for name in ("collate_fn", "finalize_fn"):
             function = getattr(self, name)
             if function is not None and not callable(function):
-                raise OptionError(f"{name}={function!r} must be a function of a batch")
+                raise OptionError(f"{name}={shown(function)} must be a function of a batch")
         if self.local_shuffle_seed is not None and self.local_shuffle_buffer_size is None:
             raise OptionError(
                 f"local_shuffle_seed={self.local_shuffle_seed!r} needs local_shuffle_buffer_size: "

@@ -9,7 +9,7 @@ from typing import Any
 
 from aiodata.batching.options import BatchOptions
 from aiodata.errors import OptionError
-from aiodata.options import true_or_false
+from aiodata.options import shown, true_or_false
 
 
 def torch_options(
@@ -75,18 +75,27 @@ def _pinned(collate_fn: Callable[[Any], Any] | None, pin: Callable[[Any], Any]) 
 
 
 def _find_device(torch: Any, device: Any) -> Any:
-    if device == "auto":
+    if isinstance(device, str) and device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     try:
         found = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise _no_device(torch, f"device={shown(device)} is no device of torch", error) from error
+    try:
         if found.type == "cuda" and found.index is None:
             # The current device is a matter of each thread, and batches are moved in others than this one.
             found = torch.device("cuda", torch.cuda.current_device())
-        return found
-    except (RuntimeError, TypeError) as error:
-        raise OptionError(
-            f"device={device!r} is no device of torch; use 'auto', 'cpu', 'cuda', 'cuda:1', ... ({error})"
-        ) from error
+        if found.type != "cpu":
+            torch.empty(0, device=found)  # A name says nothing of whether the device is there.
+    except (RuntimeError, AssertionError) as error:  # The latter: torch was built without it.
+        raise _no_device(torch, f"device={shown(device)} is not on this machine", error) from error
+    return found
+
+
+def _no_device(torch: Any, fault: str, error: Exception) -> OptionError:
+    has_cuda = torch.cuda.is_available()
+    remedy = "use 'auto', 'cpu', 'cuda', 'cuda:1', ..." if has_cuda else "use 'auto' or 'cpu': torch finds no CUDA here"
+    return OptionError(f"{fault}; {remedy} ({str(error).splitlines()[0]})")
 
 
 def _require_torch() -> Any:

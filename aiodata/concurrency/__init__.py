@@ -1,5 +1,7 @@
 """Tasks and wake-ups: the only place where tasks are created."""
 
+from aiodata.concurrency.async_only import AsyncOnly
+from aiodata.concurrency.loop import running_loop
 from aiodata.concurrency.loop_lag import LoopLagMonitor
 from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
 from aiodata.concurrency.starting import start
@@ -11,6 +13,7 @@ from aiodata.concurrency.turn import Turn
 from aiodata.concurrency.wakeup import News, Wakeup
 
 __all__ = [
+    "AsyncOnly",
     "LoopLagMonitor",
     "News",
     "Supervisor",
@@ -23,6 +26,7 @@ __all__ = [
     "close_and_drop",
     "receive",
     "run_in_thread",
+    "running_loop",
     "send",
     "start",
     "without_frames",

@@ -9,8 +9,9 @@ from collections import deque
 from collections.abc import Sequence
 from typing import Self
 
+from aiodata.concurrency.loop import running_loop
 from aiodata.errors import OptionError
-from aiodata.options import is_number
+from aiodata.options import is_number, shown
 from aiodata.stats import LoopLag
 
 # Twenty seconds of turns at the default interval, in 130 KiB.
@@ -55,7 +56,9 @@ class LoopLagMonitor:
     def __init__(self, interval_s: float = 0.005) -> None:
         """Prepare; nothing is measured before `start`."""
         if not is_number(interval_s) or not MIN_INTERVAL_S <= interval_s < math.inf:
-            raise OptionError(f"interval_s={interval_s!r} must be a number of seconds of at least {MIN_INTERVAL_S}")
+            raise OptionError(
+                f"interval_s={shown(interval_s)} must be a number of seconds of at least {MIN_INTERVAL_S}"
+            )
         self._interval_s = float(interval_s)
         self._kept_s = deque[float](maxlen=MAX_KEPT_SAMPLES)
         self._num_samples = 0
@@ -75,10 +78,7 @@ class LoopLagMonitor:
         Raises:
             RuntimeError: No event loop is running in this thread, or another loop is being measured.
         """
-        try:
-            loop = asyncio.get_running_loop()
-        except RuntimeError as error:
-            raise RuntimeError("no event loop is running: call LoopLagMonitor.start() in an async function") from error
+        loop = running_loop("LoopLagMonitor.start()")
         if self._loop is loop:
             return
         # A loop that ended before `stop` was called took the timer with it.

@@ -6,7 +6,6 @@ never closed, as `sys.exit` in it leaves it, would have the interpreter wait for
 
 from __future__ import annotations
 
-import asyncio
 import atexit
 import os
 import queue
@@ -20,6 +19,8 @@ from typing import TypeVar
 import anyio
 import anyio.lowlevel
 import anyio.to_thread
+
+from aiodata.concurrency.loop import running_loop
 
 T = TypeVar("T")
 
@@ -46,7 +47,7 @@ async def call_in_thread(call: Callable[[], T], *, grace_s: float) -> T:
         42
     """
     await anyio.lowlevel.checkpoint()
-    loop = asyncio.get_running_loop()
+    loop = running_loop("this call")
     ended = anyio.Event()
     # Popping is atomic, so that just one side decides whether the call begins. And as call and result pass through
     # lists, a thread that lags behind holds neither.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from aiodata.bundle import BlockRef, RefBundle
@@ -13,6 +13,9 @@ from aiodata.plan.work import Position
 
 # Bytes of files that one task is given to read, at most; a single piece may have more.
 _MAX_JOB_BYTES = 64 << 20
+
+# Pieces that one task is given to read, at most: small ones cost more than their bytes say.
+_MAX_JOB_PIECES = 1024
 
 # Bytes of a piece that two tasks may read, so that the first one's last batch is full.
 _MAX_CUT_BYTES = 1 << 20
@@ -63,15 +66,17 @@ class JobQueue:
         self._batch_rows = batch_rows or 1
         self._bundle_rows = 0
         self.is_complete = False
-        self._jobs: deque[Job] = deque()
+        # The parts of the source, and the next of them: a source may have more than memory has room for.
+        self._parts: Iterator[tuple[Piece, ...]] = iter(())
+        self._job: Job | None = None
         self._rests: dict[int, Job] = {}
         self._bundles: deque[RefBundle] = deque()
         self._num_numbered = 0
         self.num_bundle_bytes = 0
 
     def __len__(self) -> int:
-        """Jobs, and blocks that are not part of a job yet."""
-        return len(self._jobs) + len(self._rests) + len(self._bundles)
+        """Jobs that are known, and blocks that are not part of a job yet; 0: there is nothing to do."""
+        return (self._job is not None) + len(self._rests) + len(self._bundles)
 
     @property
     def num_bundles(self) -> int:
@@ -79,9 +84,9 @@ class JobQueue:
         return len(self._bundles)
 
     def add_pieces(self, pieces: Sequence[Piece], num_tasks: int) -> None:
-        """Divide a source's pieces into jobs."""
-        for part in align(divide(pieces, num_tasks), self._batch_rows):
-            self._jobs.append(Job(self._next_number(), part))
+        """Divide a source's pieces into jobs, each when the one before it is taken."""
+        self._parts = align(divide(pieces, num_tasks), self._batch_rows)
+        self._take_part()
 
     def add_bundle(self, bundle: RefBundle) -> None:
         """Add a block."""
@@ -96,7 +101,7 @@ class JobQueue:
     @property
     def is_short_of_rows(self) -> bool:
         """Whether all that waits is a few rows, fewer than a call gets, which others will come to."""
-        return not (self._jobs or self._rests or self.is_complete) and 0 < self._bundle_rows < self._batch_rows
+        return not (self._job or self._rests or self.is_complete) and 0 < self._bundle_rows < self._batch_rows
 
     @property
     def is_head_waiting(self) -> bool:
@@ -108,11 +113,11 @@ class JobQueue:
         if self._startable_rest() is not None:
             return True
         has_blocks = bool(self._bundles) and (self.is_complete or self._bundle_rows >= self._batch_rows)
-        return bool(self._jobs or has_blocks) and self._order.may_start(self._first_new_number(), is_rest=False)
+        return bool(self._job or has_blocks) and self._order.may_start(self._first_new_number(), is_rest=False)
 
     def is_worth_a_task(self, num_blocks: int) -> bool:
         """Whether what may start is more than a few small blocks: fewer than `num_blocks`, which may still be."""
-        if self._jobs or self._startable_rest() is not None:
+        if self._job or self._startable_rest() is not None:
             return True
         return len(self._bundles) >= min(num_blocks, _MAX_JOB_BLOCKS) or self.num_bundle_bytes >= self._max_job_bytes
 
@@ -126,14 +131,15 @@ class JobQueue:
         """
         if (number := self._startable_rest()) is not None:
             return self._rests.pop(number)
-        if self._jobs:
-            return self._jobs.popleft()
+        if (job := self._job) is not None:
+            self._take_part()
+            return job
         share = max(-(-len(self._bundles) // num_free), min_blocks)
         return self._gather(min(share, max_blocks, _MAX_JOB_BLOCKS))
 
     def clear(self) -> None:
         """Let go of everything."""
-        self._jobs.clear()
+        self._parts, self._job = iter(()), None
         self._rests.clear()
         self._bundles.clear()
         self._bundle_rows = self.num_bundle_bytes = 0
@@ -146,7 +152,11 @@ class JobQueue:
         return next(iter(self._rests))
 
     def _first_new_number(self) -> int:
-        return self._jobs[0].number if self._jobs else self._num_numbered
+        return self._num_numbered if self._job is None else self._job.number
+
+    def _take_part(self) -> None:
+        part = next(self._parts, None)
+        self._job = None if part is None else Job(self._next_number(), part)
 
     def _gather(self, max_blocks: int) -> Job:
         bundles: list[RefBundle] = []
@@ -184,30 +194,37 @@ class JobQueue:
         return self._num_numbered - 1
 
 
-def divide(pieces: Sequence[Piece], num_tasks: int) -> list[tuple[Piece, ...]]:
+def divide(pieces: Sequence[Piece], num_tasks: int) -> Iterator[tuple[Piece, ...]]:
     """Divide pieces, in order, into jobs of about equal weight: at least `num_tasks`, if there are as many pieces.
 
     Example:
         Eight pieces of one weight and four tasks give four jobs of two pieces.
     """
-    total = sum(piece.weight for piece in pieces)
-    target = min(total / num_tasks, _MAX_JOB_BYTES)
-    jobs: list[tuple[Piece, ...]] = []
+    target = _job_bytes(pieces, num_tasks)
     job: list[Piece] = []
-    weight = 0
+    num_jobs = weight = 0
     for index, piece in enumerate(pieces):
         job.append(piece)
         weight += piece.weight
-        must_leave_enough = len(pieces) - index - 1 <= num_tasks - len(jobs) - 1
-        if weight >= target or must_leave_enough:
-            jobs.append(tuple(job))
-            job, weight = [], 0
+        must_leave_enough = len(pieces) - index - 1 <= num_tasks - num_jobs - 1
+        if weight >= target or must_leave_enough or len(job) == _MAX_JOB_PIECES:
+            yield tuple(job)
+            job, weight, num_jobs = [], 0, num_jobs + 1
     if job:
-        jobs.append(tuple(job))
-    return jobs
+        yield tuple(job)
 
 
-def align(jobs: Sequence[tuple[Piece, ...]], batch_rows: int) -> list[tuple[Piece, ...]]:
+def _job_bytes(pieces: Sequence[Piece], num_tasks: int) -> float:
+    """Return the bytes of a job; where there is enough for jobs of the largest size, no more pieces are looked at."""
+    total = 0
+    for index, piece in enumerate(pieces):
+        total += piece.weight
+        if total >= _MAX_JOB_BYTES * num_tasks or index >= _MAX_JOB_PIECES * num_tasks:
+            return _MAX_JOB_BYTES
+    return total / num_tasks
+
+
+def align(jobs: Iterable[tuple[Piece, ...]], batch_rows: int) -> Iterator[tuple[Piece, ...]]:
     """Move rows from the beginning of one job to the end of the one before, so that each has whole batches.
 
     A small piece is cut in two for that. A large one is not, since both jobs would read it; nor are pieces of which it
@@ -217,29 +234,44 @@ def align(jobs: Sequence[tuple[Piece, ...]], batch_rows: int) -> list[tuple[Piec
         jobs: Pieces in order, by jobs.
         batch_rows: The rows of a batch.
     """
-    aligned: list[list[Piece]] = [list(job) for job in jobs]
-    if batch_rows > 1:
-        for index, job in enumerate(aligned[:-1]):
-            _complete(job, aligned[index + 1 :], batch_rows)
-    return [tuple(job) for job in aligned if job]
+    later = map(deque, jobs)
+    following: deque[Piece] | None = next(later, None)
+    while (job := following) is not None:
+        following = next(later, None)
+        missing = _missing_rows(job, batch_rows)
+        while missing and following is not None:
+            if not following:
+                following = next(later, None)
+            elif (piece := _cut_first(following, missing)) is not None:
+                job.append(piece)
+                missing -= piece.num_rows or 0
+            else:
+                break
+        if job:
+            yield tuple(job)
 
 
-def _complete(job: list[Piece], later: Sequence[list[Piece]], batch_rows: int) -> None:
-    """Take the rows that a job's last batch lacks from the jobs after it."""
-    counts = [piece.num_rows for piece in job]
-    if None in counts:
-        return
-    missing = -sum(count for count in counts if count is not None) % batch_rows
-    for following in later:
-        while missing and following:
-            num_rows = following[0].num_rows
-            if num_rows is None or (num_rows > missing and following[0].weight > _MAX_CUT_BYTES):
-                return
-            piece = following.pop(0)
-            if num_rows > missing:
-                part = piece if isinstance(piece, PartPiece) else PartPiece(piece, 0, num_rows)
-                middle = part.start + missing
-                following.insert(0, PartPiece(part.piece, middle, part.stop))
-                piece, num_rows = PartPiece(part.piece, part.start, middle), missing
-            job.append(piece)
-            missing -= num_rows
+def _missing_rows(job: Iterable[Piece], batch_rows: int) -> int:
+    """Return how many rows a job's last batch lacks; 0 where that is not known."""
+    if batch_rows == 1:
+        return 0
+    num_rows = 0
+    for piece in job:
+        if piece.num_rows is None:
+            return 0
+        num_rows += piece.num_rows
+    return -num_rows % batch_rows
+
+
+def _cut_first(job: deque[Piece], max_rows: int) -> Piece | None:
+    """Take the first piece of a job, or so many rows of it; None: it cannot be cut."""
+    num_rows = job[0].num_rows
+    if num_rows is None or (num_rows > max_rows and job[0].weight > _MAX_CUT_BYTES):
+        return None
+    piece = job.popleft()
+    if num_rows <= max_rows:
+        return piece
+    part = piece if isinstance(piece, PartPiece) else PartPiece(piece, 0, num_rows)
+    middle = part.start + max_rows
+    job.appendleft(PartPiece(part.piece, middle, part.stop))
+    return PartPiece(part.piece, part.start, middle)

@@ -19,6 +19,7 @@ from aiodata.formats.numpy import NumpyFormat
 from aiodata.formats.pandas import PandasFormat
 from aiodata.formats.polars import PolarsFormat
 from aiodata.formats.torch import TorchFormat
+from aiodata.options import one_of, shown
 
 __all__ = ["MAKERS", "BatchFormat", "Format", "get_format"]
 
@@ -49,12 +50,9 @@ def get_format(name: str, dtypes: Any = None, *, nulls: str | None = None, writa
     Raises:
         OptionError: There is none of that name, its library is not installed, or it cannot have these options.
     """
-    if name not in MAKERS:
-        raise OptionError(f"batch_format={name!r} is unknown; use one of {tuple(MAKERS)}")
+    name = one_of("batch_format", name, tuple(MAKERS))
     if dtypes is not None and name != "torch":
-        raise OptionError(f"dtypes={dtypes!r} goes with batch_format='torch', not with {name!r}; leave it out")
+        raise OptionError(f"dtypes={shown(dtypes)} goes with batch_format='torch', not with {name!r}; leave it out")
     if nulls is not None and name != "numpy":
-        raise OptionError(f"nulls={nulls!r} goes with batch_format='numpy', not with {name!r}; leave it out")
-    if nulls not in (None, *_NULLS):
-        raise OptionError(f"nulls={nulls!r} is unknown; use one of {_NULLS}")
-    return MAKERS[name](dtypes, nulls, writable)
+        raise OptionError(f"nulls={shown(nulls)} goes with batch_format='numpy', not with {name!r}; leave it out")
+    return MAKERS[name](dtypes, None if nulls is None else one_of("nulls", nulls, _NULLS), writable)

@@ -161,7 +161,7 @@ def _bounds(array: pa.Array) -> tuple[Array, Array]:
     return starts, stops if nulls is None else np.where(nulls, starts, stops)
 
 
-def _used(array: pa.Array) -> tuple[list[tuple[int, int]], int, int]:
+def used_values(array: pa.Array) -> tuple[list[tuple[int, int]], int, int]:
     """Return each row's range among the values that rows refer to, and which of all these are."""
     starts, stops = _bounds(array)
     is_used = stops > starts
@@ -176,7 +176,7 @@ def _used(array: pa.Array) -> tuple[list[tuple[int, int]], int, int]:
 
 def _arrays(array: pa.Array, look: Look) -> list[Any]:
     """Return each row of a list column as an array; a masked one where this row has nulls that are to be masked."""
-    ranges, low, high = _used(array)
+    ranges, low, high = used_values(array)
     values = column_to_numpy(array.values.slice(low, high - low), look)
     if not isinstance(values, np.ma.MaskedArray):
         return [values[start:stop] for start, stop in ranges]
@@ -196,7 +196,7 @@ def slice_masked(column: Any, start: int, stop: int) -> Array:
 
 
 def _lists_of_pairs(array: pa.Array, look: Look) -> list[Any]:
-    ranges, low, high = _used(array)
+    ranges, low, high = used_values(array)
     keys, values = (python_values(part.slice(low, high - low), look) for part in (array.keys, array.items))
     pairs = list(zip(keys, values, strict=True))
     return [pairs[start:stop] for start, stop in ranges]

@@ -13,6 +13,7 @@ from aiodata.formats.columns import column_to_numpy
 from aiodata.formats.cost import Costed, count_words
 from aiodata.formats.dense import Array, to_floats
 from aiodata.formats.format import REFUSALS, BatchFormat, Library, blamed, refuse_duplicates
+from aiodata.options import shown
 from aiodata.schemas import has_nulls
 
 # What counts as so many words: a cast to a type that numpy lacks, for torch casts more than 32,768 values in threads,
@@ -39,7 +40,7 @@ class TorchFormat(Costed):
         self._dtype = None if isinstance(dtypes, Mapping) else dtypes
         asked = [*self._dtypes.values()] if self._dtype is None else [self._dtype]
         if any(not isinstance(one, self._torch.dtype) for one in asked):
-            raise OptionError(f"dtypes={dtypes!r} must be a torch.dtype, or a mapping of columns to one each")
+            raise OptionError(f"dtypes={shown(dtypes)} must be a torch.dtype, or a mapping of columns to one each")
         self._numpy_has_all = None not in map(_numpy_type, asked)
 
     def convert(self, segment: pa.RecordBatch) -> dict[str, Any]:

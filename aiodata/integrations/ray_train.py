@@ -13,7 +13,7 @@ from ray.train import DataConfig
 
 from aiodata.dataset import Dataset
 from aiodata.errors import OptionError
-from aiodata.options import SplitOptions, true_or_false
+from aiodata.options import SplitOptions, instance_of, true_or_false
 from aiodata.split import SplitIterator
 
 # What a trainer is given by name.
@@ -57,8 +57,8 @@ class SplitConfig(DataConfig):  # type: ignore[misc]  # Ray has no types.
     def __init__(self, *, equal: bool = True, options: SplitOptions | None = None, use_locality: bool = True) -> None:
         """Validate the arguments."""
         equal, use_locality = true_or_false("equal", equal), true_or_false("use_locality", use_locality)
-        if options is not None and not isinstance(options, SplitOptions):
-            raise OptionError(f"options={options!r} must be a SplitOptions")
+        if options is not None:
+            instance_of("options", options, SplitOptions)
         super().__init__(enable_shard_locality=use_locality)
         self._equal = equal
         self._options = options

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 from aiodata.errors import OptionError, UnknownColumnError
+from aiodata.options import shown
 from aiodata.schemas import duplicates, near_miss
 
 
@@ -18,13 +19,15 @@ def given_columns(option: str, names: str | Sequence[str]) -> tuple[str, ...]:
     Raises:
         OptionError: There is none, or one that is no string, or one that comes twice.
     """
+    if isinstance(names, bytes | Mapping) or not isinstance(names, Iterable):
+        raise OptionError(f"{option}={shown(names)} must be the name of a column, or a list of names")
     columns = (names,) if isinstance(names, str) else tuple(names)
     if not columns:
-        raise OptionError(f"{option}={names!r} must name at least one column")
+        raise OptionError(f"{option}={shown(names)} must name at least one column")
     if not all(isinstance(one, str) for one in columns):
-        raise OptionError(f"{option}={names!r} must be names of columns, which are strings")
+        raise OptionError(f"{option}={shown(names)} must be names of columns, which are strings")
     if twice := duplicates(columns):
-        raise OptionError(f"{option}={names!r} has {twice} more than once; name each column once")
+        raise OptionError(f"{option}={shown(names)} has {twice} more than once; name each column once")
     return columns
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import accumulate, pairwise
-from typing import Any
+from itertools import accumulate
+from typing import Any, overload
 
 import numpy as np
 import pyarrow as pa
@@ -26,6 +26,9 @@ from aiodata.schemas import (
 
 # Rows per block of a range, where its number of blocks is not asked for: a MiB of int64.
 _RANGE_BLOCK_ROWS = 1 << 17
+
+# Rows of a range that are made at a time: a block that is to be larger than 32 MiB is made in parts.
+_MAX_RANGE_ROWS = 1 << 22
 
 _RANGE_SCHEMA = pa.schema([mark_nulls(pa.field("id", pa.int64()), has_nulls=False)])
 
@@ -60,10 +63,43 @@ class RangePiece:
         return self
 
     def read(self, unit: int, row: int, chunk_bytes: int) -> Iterator[Chunk]:
-        """Yield all its rows from `row` on."""
-        ids = np.arange(self.start + row, self.stop, dtype=np.int64)
-        origin = Origin(f"range, block at {self.start}", (self.start + row, self.stop))
-        yield Chunk(0, row, pa.table({"id": ids}, schema=_RANGE_SCHEMA), origin, self.ends_block)
+        """Yield its rows from `row` on, in few chunks: nearly always in one."""
+        for start in range(self.start + row, self.stop, _MAX_RANGE_ROWS) or (self.start + row,):
+            stop = min(start + _MAX_RANGE_ROWS, self.stop)
+            table = pa.table({"id": np.arange(start, stop, dtype=np.int64)}, schema=_RANGE_SCHEMA)
+            origin = Origin(f"range, block at {self.start}", (start, stop))
+            yield Chunk(0, start - self.start, table, origin, self.ends_block and stop == self.stop)
+
+
+@dataclass(frozen=True, slots=True)
+class RangePieces(Sequence[RangePiece]):
+    """The pieces of a range, each made when it is asked for: there may be more than memory has room for.
+
+    Attributes:
+        num_rows: The end of the range.
+        num_pieces: How many parts it has, of equal size, give or take one row.
+        end_blocks: Whether each is to be a block of its own.
+    """
+
+    num_rows: int
+    num_pieces: int
+    end_blocks: bool
+
+    def __len__(self) -> int:
+        """Pieces."""
+        return self.num_pieces
+
+    @overload
+    def __getitem__(self, index: int) -> RangePiece: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[RangePiece]: ...
+    def __getitem__(self, index: int | slice) -> RangePiece | Sequence[RangePiece]:
+        """Make a piece, or several."""
+        chosen = range(self.num_pieces)[index]
+        if not isinstance(chosen, int):
+            return [self[one] for one in chosen]
+        start, stop = (self.num_rows * bound // self.num_pieces for bound in (chosen, chosen + 1))
+        return RangePiece(start, stop, 8 * (stop - start), self.end_blocks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,9 +123,7 @@ class RangeSource(Source):
         """Divide the range into blocks of equal size, give or take one row."""
         enough = max(num_tasks, -(-self.num_rows // _RANGE_BLOCK_ROWS))
         count = max(1, min(self.num_blocks or enough, self.num_rows))
-        bounds = [self.num_rows * index // count for index in range(count + 1)]
-        piece_bytes = 8 * self.num_rows // count
-        return [RangePiece(start, stop, piece_bytes, self.num_blocks is not None) for start, stop in pairwise(bounds)]
+        return RangePieces(self.num_rows, count, end_blocks=self.num_blocks is not None)
 
     def schema(self, skip: Skip) -> pa.Schema:
         """Return `id: int64`."""

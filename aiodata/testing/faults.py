@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from aiodata.errors import OptionError
+from aiodata.options import amount, at_least
 from aiodata.testing.blocks import RowRanges
 from aiodata.testing.models import check_seconds
 
@@ -60,9 +61,12 @@ class Faults:
 
     def __post_init__(self) -> None:
         """Validate the chances."""
+        at_least("seed", self.seed, 0)
         for name in ("kill", "stall", "lose", "fail", "slow"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise OptionError(f"{name}={getattr(self, name)!r} must be a chance from 0 to 1")
+            chance = getattr(self, name)
+            amount(name, chance, "chance")
+            if chance > 1:
+                raise OptionError(f"{name}={chance!r} must be a chance from 0 to 1")
         if self.kill + self.stall + self.lose + self.fail > 1:
             raise OptionError("kill, stall, lose and fail exclude one another: together they must be 1 at most")
         for name in ("stall_s", "slow_factor", "restart_s"):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import pyarrow as pa
 
 from aiodata.errors import OptionError
-from aiodata.options import MIB, at_least
+from aiodata.options import MIB, amount, at_least, settle, true_or_false
 from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Chunk, Piece
 from aiodata.plan.source import Skip, Source, raise_it
@@ -44,9 +44,13 @@ class SimulatedSource(Source):
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        at_least("num_pieces", self.num_pieces, 0)
-        for name in ("blocks_per_piece", "rows_per_block", "bytes_per_block"):
-            at_least(name, getattr(self, name), 1)
+        sizes = ("blocks_per_piece", "rows_per_block", "bytes_per_block")
+        settle(
+            self,
+            num_pieces=at_least("num_pieces", self.num_pieces, 0),
+            first_row=at_least("first_row", self.first_row, 0),
+            **{name: at_least(name, getattr(self, name), 1) for name in sizes},
+        )
         check_seconds("s_per_block", self.s_per_block)
 
     def pieces(self, num_tasks: int, skip: Skip) -> Sequence[Piece]:
@@ -128,10 +132,16 @@ class SimulatedMap(Transform):
 
     def __post_init__(self) -> None:
         """Validate the numbers."""
-        at_least("blocks_per_input", self.blocks_per_input, 1)
+        settle(
+            self,
+            blocks_per_input=at_least("blocks_per_input", self.blocks_per_input, 1),
+            calls_in_flight=at_least("calls_in_flight", self.calls_in_flight, 1),
+            batch_size=at_least("batch_size", self.batch_size, 1, optional=True),
+        )
         for name in ("rows_ratio", "bytes_ratio"):
-            if not getattr(self, name) >= 0:
-                raise OptionError(f"{name}={getattr(self, name)!r} must be at least 0")
+            amount(name, getattr(self, name))
+        for name in ("needs_actor", "constructor_fails", "calls_user_code", "fuses"):
+            true_or_false(name, getattr(self, name))
         check_seconds("s_per_block", self.s_per_block)
         if self.constructor_fails and not self.needs_actor:
             raise OptionError("constructor_fails=True: only actors have one; set needs_actor=True, too")
@@ -151,5 +161,4 @@ class SimulatedMap(Transform):
 
 def check_seconds(name: str, seconds: float) -> None:
     """Raise `OptionError` unless `seconds` is a time that can pass."""
-    if not 0 <= seconds < float("inf"):
-        raise OptionError(f"{name}={seconds!r} must be a number of seconds, 0 or more")
+    amount(name, seconds, "number of seconds")

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from aiodata.bundle import BlockMetadata, BlockRef
 from aiodata.errors import ClosedError, OptionError
-from aiodata.options import at_least
+from aiodata.options import amount, at_least, instance_of
 from aiodata.plan.nodes import Resources
 from aiodata.plan.pieces import Piece
 from aiodata.plan.transforms import Transform
@@ -78,7 +78,12 @@ class SimulatedRuntime:
         faults: Faults | None = None,
     ) -> None:
         """Prepare; nothing runs before its context is open."""
-        at_least("num_workers", num_workers, 1)
+        num_workers = at_least("num_workers", num_workers, 1)
+        amount("num_gpus", num_gpus)
+        store_bytes = at_least("store_bytes", store_bytes, 1, optional=True)
+        task_max_retries = at_least("task_max_retries", task_max_retries, 0)
+        if faults is not None:
+            instance_of("faults", faults, Faults)
         delays = (metadata_delay_s, cancel_delay_s, actor_start_s)
         for name, delay_s in zip(("metadata_delay_s", "cancel_delay_s", "actor_start_s"), delays, strict=True):
             check_seconds(name, delay_s)

@@ -12,7 +12,7 @@ import anyio
 
 from aiodata.errors import AiodataError
 from aiodata.execution.run import Run
-from aiodata.options import ExecutionOptions, at_least
+from aiodata.options import ExecutionOptions, at_least, given_list, instance_of, settle
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Union
 from aiodata.stats import OperatorStats
 from aiodata.testing.blocks import slice_rows
@@ -79,8 +79,18 @@ class Simulation:
         """Validate what the runtime does not."""
         check_seconds("consumer_s_per_block", self.consumer_s_per_block)
         check_seconds("max_virtual_s", self.max_virtual_s)
-        at_least("consumer_max_blocks", self.consumer_max_blocks, 1, optional=True)
-        at_least("limit_rows", self.limit_rows, 0, optional=True)
+        settle(
+            self,
+            others=given_list("others", self.others),
+            maps=given_list("maps", self.maps),
+            consumer_max_blocks=at_least("consumer_max_blocks", self.consumer_max_blocks, 1, optional=True),
+            limit_rows=at_least("limit_rows", self.limit_rows, 0, optional=True),
+        )
+        instance_of("options", self.options, ExecutionOptions)
+        for index, source in enumerate((self.source, *self.others)):
+            instance_of(f"others[{index - 1}]" if index else "source", source, SimulatedSource)
+        for index, one in enumerate(self.maps):
+            instance_of(f"maps[{index}]", one, SimulatedMap)
 
     def run(self, *, loop_factory: Callable[[], VirtualTimeLoop] = VirtualTimeLoop) -> SimulationReport:
         """Run it in an event loop of its own; what failed the run is the report's `error`.

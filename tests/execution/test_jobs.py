@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -47,7 +48,7 @@ def weights_of(job: Sequence[object]) -> list[int]:
 @given(weights=st.lists(st.integers(0, 200 * MIB) | st.just(0), max_size=40), num_tasks=st.integers(1, 12))
 def test_jobs_are_the_pieces_in_order_and_enough(weights: list[int], num_tasks: int) -> None:
     given = pieces(weights)
-    jobs = divide(given, num_tasks)
+    jobs = list(divide(given, num_tasks))
     assert [piece for job in jobs for piece in job] == given
     assert all(jobs)
     assert len(jobs) >= min(num_tasks, len(given))
@@ -70,7 +71,7 @@ def test_large_inputs_become_many_jobs() -> None:
 
 
 def test_no_pieces_are_no_jobs() -> None:
-    assert divide([], 4) == []
+    assert list(divide([], 4)) == []
 
 
 def queue(*, preserve: bool = False, max_jobs_ahead: int = 100, max_job_bytes: int = 100) -> JobQueue:
@@ -276,7 +277,7 @@ def test_jobs_on_small_pieces_are_whole_batches_but_the_last(
 ) -> None:
     bounds = [0, *accumulate(sizes)]
     given_pieces = [UnitsPiece(str(a), (ids(a, b - a),), chunk_rows=5) for a, b in pairwise(bounds)]
-    jobs = align(divide(given_pieces, num_tasks), batch_rows)
+    jobs = list(align(divide(given_pieces, num_tasks), batch_rows))
     rows = [[row for piece in job for row in rows_read(piece)] for job in jobs]
     assert [row for job in rows for row in job] == list(range(bounds[-1]))
     assert all(len(job) % batch_rows == 0 for job in rows[:-1])
@@ -291,4 +292,34 @@ def test_jobs_on_small_pieces_are_whole_batches_but_the_last(
 def test_large_pieces_are_not_read_twice() -> None:
     large = UnitsPiece("large", (ids(0, 200_000),))
     jobs = [(large,), (large,)]
-    assert align(jobs, 7) == jobs
+    assert list(align(jobs, 7)) == jobs
+
+
+class Endless(Sequence[Weighed]):
+    """As many pieces as nobody can list; it notes the last that was asked for."""
+
+    last_asked = 0
+
+    def __init__(self, weight: int) -> None:
+        self._weight = weight
+
+    def __len__(self) -> int:
+        return 10**12
+
+    def __getitem__(self, index: Any) -> Any:
+        self.last_asked = max(self.last_asked, index)
+        return Weighed(str(index), (ids(index, 1),), given=self._weight)
+
+
+@pytest.mark.parametrize("weight", [0, 1, MIB, 200 * MIB])
+@pytest.mark.parametrize("batch_rows", [None, 7])
+def test_pieces_are_asked_for_as_jobs_are_taken(weight: int, batch_rows: int | None) -> None:
+    given = Endless(weight)
+    jobs = JobQueue(OutputOrder(preserve=True, max_jobs_ahead=4), 100, batch_rows)
+    jobs.add_pieces(given, 4)
+    for number in range(3):
+        assert jobs.may_take()
+        assert jobs.take(num_free=4, min_blocks=1, max_blocks=1).number == number
+    assert given.last_asked < 20_000
+    jobs.clear()
+    assert (len(jobs), jobs.may_take()) == (0, False)

@@ -61,6 +61,28 @@ def test_range_knows_its_schema_and_rows() -> None:
     assert source.name == "range(1000000000000)"
 
 
+def test_large_block_of_a_range_is_made_in_parts() -> None:
+    [_, piece] = RangeSource(10**13, 2).pieces(1, raise_it)
+    chunks = piece.read(0, 3, MIB)
+    for start in (5 * 10**12 + 3, 5 * 10**12 + 3 + (1 << 22)):
+        chunk = next(chunks)
+        assert (chunk.table["id"][0].as_py(), chunk.table.num_rows, chunk.ends_block) == (start, 1 << 22, False)
+        assert chunk.row == start - 5 * 10**12
+
+
+@pytest.mark.parametrize("num_blocks", [None, 1, 3, 10**12])
+@pytest.mark.parametrize("preserve_order", [True, False])
+async def test_first_rows_of_an_immense_range_come_at_once(num_blocks: int | None, preserve_order: bool) -> None:
+    ds = aiodata.range(10**12, num_blocks=num_blocks).with_options(runtime="local", preserve_order=preserve_order)
+    assert await ds.limit(3).take(1) == [{"id": 0}]
+    assert await ds.count() == 10**12
+    doubled = ds.map_batches(lambda batch: {"id": batch["id"] * 2}, batch_size=100)
+    assert await doubled.take(2) == [{"id": 0}, {"id": 2}]
+    async for batch in doubled.aiter_batches(batch_size=10):
+        assert len(batch["id"]) == 10
+        break
+
+
 def test_range_piece_pickles_small() -> None:
     [piece, *_] = RangeSource(10**9, 4).pieces(4, raise_it)
     assert pickle.loads(pickle.dumps(piece)) == piece
