@@ -2,6 +2,7 @@
 
 from aiodata.concurrency.loop_lag import LoopLagMonitor
 from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
+from aiodata.concurrency.reminding import FIRST_S, reminding
 from aiodata.concurrency.starting import start
 from aiodata.concurrency.streams import receive, send
 from aiodata.concurrency.supervise import Supervisor
@@ -11,6 +12,7 @@ from aiodata.concurrency.turn import Turn
 from aiodata.concurrency.wakeup import News, Wakeup
 
 __all__ = [
+    "FIRST_S",
     "LoopLagMonitor",
     "News",
     "Supervisor",
@@ -22,6 +24,7 @@ __all__ = [
     "cleared_frames",
     "close_and_drop",
     "receive",
+    "reminding",
     "run_in_thread",
     "send",
     "start",

@@ -24,6 +24,7 @@ from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
+from aiodata.runtime.ray.fitting import Nodes, check_fits
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.session import Session
 from aiodata.runtime.ray.start import ensure_ray
@@ -49,13 +50,13 @@ class RayRuntime:
         num_cpus: CPUs that its tasks may use at a time.
         store_bytes: Memory of the cluster's object stores, in bytes.
         session: Its connection to Ray.
-        free: What of the cluster's resources is free.
+        nodes: The cluster's nodes, as `ray.nodes` describes them.
     """
 
     name = "ray"
 
     def __init__(
-        self, options: ExecutionOptions, num_cpus: int, store_bytes: int, session: Session, free: dict[str, float]
+        self, options: ExecutionOptions, num_cpus: int, store_bytes: int, session: Session, nodes: Nodes
     ) -> None:
         """Prepare; `open_ray` is what callers use."""
         self.num_cpus = num_cpus
@@ -63,10 +64,17 @@ class RayRuntime:
         self._options = options
         self._session = session
         self._stages: list[RayStage] = []
-        self._starts = Starts(lambda: session.is_down, free)
+        self._nodes = nodes
+        self._starts = Starts(lambda: session.is_down)
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
-        """Pickle the chain once; store it once if it is large."""
+        """Pickle the chain once; store it once if it is large.
+
+        Raises:
+            OptionError: It can not be pickled, or asks for more than any node has.
+            RuntimeUnavailableError: No node has a CPU.
+        """
+        await check_fits(name, resources, self._nodes)
         try:
             packed: Any = await ask_in_thread(partial(cloudpickle.dumps, tuple(chain)))
         except Exception as error:
@@ -138,19 +146,19 @@ async def open_ray(options: ExecutionOptions) -> AsyncIterator[RayRuntime]:
     session = Session()
     with session.watched():
         # Waited for in any case: it must not go on while Ray is shut down.
-        resources, free = await call_in_thread(_resources, grace_s=math.inf)
+        resources, nodes = await call_in_thread(_resources, grace_s=math.inf)
         cluster_cpus = int(resources.get("CPU", 1))
         num_cpus = min(options.num_cpus or cluster_cpus, cluster_cpus) or 1
-        runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session, free)
+        runtime = RayRuntime(options, num_cpus, int(resources.get("object_store_memory", 0)), session, nodes)
         try:
             yield runtime
         finally:
             runtime.close()
 
 
-def _resources() -> tuple[dict[str, float], dict[str, float]]:
-    """Return what the cluster has, and what of that is free."""
-    return ray.cluster_resources(), ray.available_resources()
+def _resources() -> tuple[dict[str, float], Nodes]:
+    """Return what the cluster has, and what each of its nodes has."""
+    return ray.cluster_resources(), ray.nodes()
 
 
 class RayStage:
