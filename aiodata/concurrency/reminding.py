@@ -11,7 +11,7 @@ FIRST_S = 7.0
 
 
 @contextmanager
-def reminding(tell: Callable[[float], object], *, first_s: float = FIRST_S) -> Iterator[None]:
+def reminding(tell: Callable[[float], object], *, first_s: float = FIRST_S, is_repeated: bool = True) -> Iterator[None]:
     """Call `tell` with the seconds that the body has taken: after `first_s`, and whenever they have doubled since.
 
     It is a timer of the event loop, neither a task nor a thread.
@@ -28,7 +28,8 @@ def reminding(tell: Callable[[float], object], *, first_s: float = FIRST_S) -> I
     timers: list[asyncio.TimerHandle] = []
 
     def remind(next_s: float) -> None:
-        timers[:] = [loop.call_later(next_s, remind, 2 * next_s)]
+        if is_repeated:
+            timers[:] = [loop.call_later(next_s, remind, 2 * next_s)]
         tell(loop.time() - began_s)
 
     timers.append(loop.call_later(first_s, remind, first_s))

@@ -73,15 +73,13 @@ def look_around() -> ClusterView:
 
 def needs_of(resources: Resources) -> dict[str, float]:
     """Return what a task or an actor takes while it runs, by Ray's names of resources."""
-    return {
-        "CPU": 1.0 if resources.num_cpus is None else resources.num_cpus,
-        "GPU": resources.num_gpus or 0.0,
-    }
+    needs = {"CPU": 1.0 if resources.num_cpus is None else resources.num_cpus, "GPU": resources.num_gpus or 0.0}
+    return {name: need for name, need in needs.items() if need}
 
 
 def describe_needs(needs: Mapping[str, float]) -> str:
     """Return needs in words."""
-    return " and ".join(f"{need:g} {plural(name, need)}" for name, need in needs.items() if need) or "0 CPUs"
+    return " and ".join(f"{need:g} {plural(name, need)}" for name, need in needs.items()) or "0 CPUs"
 
 
 def plural(name: str, number: float = 2) -> str:

@@ -22,7 +22,7 @@ from aiodata.runtime.ray.compat import init_ray, wait_for_answer
 
 # How long an address may take to accept a connection, and then to answer as a cluster does, in seconds.
 _CONNECT_TIMEOUT_S = 3.0
-_ANSWER_TIMEOUT_S = 8.0
+_ANSWER_TIMEOUT_S = 6.0
 
 # Ray takes three seconds to start on a machine with nothing else to do; one that has may take ten times as long.
 _USUAL_S = 3.0

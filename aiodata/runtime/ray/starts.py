@@ -151,7 +151,7 @@ class Starts:
 def describe_wait(needs: dict[str, float], waited_s: float, cluster: ClusterView) -> str:
     """Return what a run waits for of which nothing has started, and what to do."""
     lacking = [name for name, need in needs.items() if need > cluster.obtainable(name)]
-    names = lacking or [name for name, need in needs.items() if need]
+    names = lacking or list(needs)
     have = "; ".join(cluster.describe(name) for name in names)
     if lacking:
         remedy = (
