@@ -179,20 +179,16 @@ class _SplitEpoch:
 
     async def _wait_for_bundles(self) -> None:
         """Wait for the next delivery; if it takes long, say what the coordinator does of that: nobody reads its log."""
-        waited_s, patience_s = 0.0, _ASK_WHY_S
+        began_s, patience_s = perf_counter(), _ASK_WHY_S
         while not (self.delivered or self._has_ended):
             with anyio.move_on_after(patience_s) as waiting:
                 await self._arrived.wait()
             if waiting.cancelled_caught:
-                waited_s += patience_s
-                if why := await self._service.call("latest_warning", patience_s):
-                    _logger.warning(
-                        "split %d has waited %.0f s for rows; its coordinator says: %s",
-                        self._lease.split_index,
-                        waited_s,
-                        why,
-                    )
-                patience_s = waited_s
+                waited_s = patience_s = perf_counter() - began_s
+                if why := await self._service.call("latest_warning", waited_s):
+                    split = self._lease.split_index
+                    told = "split %d has waited %.0f s for rows; its coordinator says: %s"
+                    _logger.warning(told, split, waited_s, why)
 
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         """Return a bundle's rows.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from time import perf_counter
@@ -17,7 +18,7 @@ class LatestWarning(logging.Handler):
         """There was none."""
         super().__init__(logging.WARNING)
         self._text = ""
-        self._noted_s = 0.0
+        self._noted_s = -math.inf
 
     def emit(self, record: logging.LogRecord) -> None:
         """Note a warning."""

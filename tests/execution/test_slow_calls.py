@@ -28,7 +28,10 @@ def test_constructors_that_do_not_return_are_told_of_once_for_all_and_ever_less(
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     async def main() -> None:
-        pool, stage = ActorPool("map_batches(Model)", 2, 2, 1.0), FakeStage(FakeRuntime(actors_are_ready=False), "stage")
+        pool, stage = (
+            ActorPool("map_batches(Model)", 2, 2, 1.0),
+            FakeStage(FakeRuntime(actors_are_ready=False), "stage"),
+        )
         async with anyio.create_task_group() as group:
             pool.open(stage, group, lambda: None)
             await anyio.sleep(100)

@@ -67,6 +67,24 @@ async def test_cluster_without_cpus_is_to_blame_if_nothing_was_asked_for() -> No
         await check_fits("read", Resources(), [node()])
 
 
+async def test_it_is_asked_until_it_is_known_whether_such_a_node_may_come(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[bool | None] = [False, None, None]
+    monkeypatch.setattr(fitting, "has_autoscaler", answers.pop)
+    monkeypatch.setattr(fitting, "_ASK_EVERY_S", 0.001)
+    with pytest.raises(OptionError, match="asks for 8 CPUs"):
+        await check_fits("read", Resources(num_cpus=8), [node(CPU=4.0)])
+    assert answers == []
+
+
+async def test_such_a_node_may_come_as_long_as_it_is_not_known(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(fitting, "has_autoscaler", lambda: None)
+    monkeypatch.setattr(fitting, "_UNKNOWN_S", 0.01)
+    await check_fits("read", Resources(num_cpus=8), [node(CPU=4.0)])
+    assert len(caplog.messages) == 1
+
+
 @pytest.mark.parametrize("reason", ["autoscaler", "lost node"])
 async def test_it_is_a_warning_where_such_a_node_may_come(
     autoscaler: list[bool], caplog: pytest.LogCaptureFixture, reason: str

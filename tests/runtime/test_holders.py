@@ -111,6 +111,11 @@ def test_wait_for_those_who_hold_all_has_the_remedy() -> None:
     )
 
 
+def test_wait_for_what_the_cluster_has_not_is_for_a_node_to_join() -> None:
+    message = describe_wait({"CPU": 1.0, "GPU": 1.0}, 7.2, ClusterView({"CPU": 2.0}, {"CPU": 2.0}, ()))
+    assert "each takes 1 CPU and 1 GPU (0 of the cluster's 0 GPUs are free). A node that has these has to" in message
+
+
 def test_wait_that_may_be_for_workers_to_start_says_so() -> None:
     message = describe_wait({"CPU": 1.0}, 7.2, ClusterView({"CPU": 2.0}, {"CPU": 1.0}, ()))
     assert "(1 of the cluster's 2 CPUs are free; held: 1 by tasks, which may be this run's). Ray is starting" in message

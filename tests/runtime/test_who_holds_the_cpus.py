@@ -160,7 +160,8 @@ ray.shutdown()
 
 def said_by(program: str, tmp_path: Path) -> dict[str, Any]:
     """Return what a program prints as JSON; Ray may print, too."""
-    result = run(PREAMBLE + dedent(program), tmp_path, timeout_s=500)
+    # A machine that has much to do takes long to start Ray.
+    result = run(PREAMBLE + dedent(program), tmp_path, timeout_s=500, RAY_raylet_start_wait_time_s="300")
     lines = [line for line in result.stdout.splitlines() if line.startswith("{")]
     assert len(lines) == 1, result.stderr
     said: dict[str, Any] = json.loads(lines[0])

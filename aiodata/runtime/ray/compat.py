@@ -103,26 +103,27 @@ def live_actors() -> list[LiveActor]:
             ActorTableData.FromString(row) for row in state._connect_and_get_accessor().get_actor_table(None, None)
         ]
         return [
-            LiveActor(row.class_name, dict(row.required_resources), row.placement_group_id.hex())
+            # Of one that is defined in a function, Ray has the qualified name.
+            LiveActor(row.class_name.rpartition(".")[2], dict(row.required_resources), row.placement_group_id.hex())
             for row in table
             if row.state == ActorTableData.ActorState.ALIVE
         ]
     return []
 
 
-def has_autoscaler() -> bool:
-    """Return whether something may add nodes to the cluster when they are needed; blocks.
+def has_autoscaler() -> bool | None:
+    """Return whether something may add nodes to the cluster when they are needed; None: not known yet. Blocks.
 
-    Ray's monitor runs on each head node. Without an autoscaler each node has a type of its own, after its id.
+    Ray's monitor runs on each head node, and reports from some seconds after the start on. Without an autoscaler each
+    node has a type of its own, after its id.
     """
     try:
         client = global_worker.gcs_client
         if client.internal_kv_get(b"__autoscaler_v2_enabled", b"__autoscaler", timeout=_KV_TIMEOUT_S) == b"1":
             return True
-        # There is none in the first seconds of a cluster's life.
         status = client.internal_kv_get(b"__autoscaling_status", None, timeout=_KV_TIMEOUT_S)
-        report = json.loads(status)["autoscaler_report"] if status else {}
-        return any(not name.startswith("node_") for name in report.get("active_nodes") or {})
+        report = json.loads(status).get("autoscaler_report") if status else None
+        return None if report is None else any(not name.startswith("node_") for name in report["active_nodes"] or {})
     except Exception:  # noqa: BLE001 - whatever is different in this Ray: what is not known may be.
         return True
 

@@ -6,11 +6,17 @@ import logging
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import anyio
+
 from aiodata.concurrency import ask_in_thread
 from aiodata.errors import OptionError, RuntimeUnavailableError
 from aiodata.plan.nodes import Resources
 from aiodata.runtime.ray.compat import has_autoscaler
 from aiodata.runtime.ray.holders import describe_needs, needs_of, plural
+
+# How long it may be unknown whether a cluster has an autoscaler, and how often that is asked, in seconds.
+_UNKNOWN_S = 8.0
+_ASK_EVERY_S = 0.5
 
 _logger = logging.getLogger("aiodata")
 
@@ -38,11 +44,20 @@ async def check_fits(name: str, resources: Resources, nodes: Nodes) -> None:
     if fits(needs, nodes):
         return
     message, remedy = _describe(name, resources, needs, nodes)
-    if not all(node["Alive"] for node in nodes) or await ask_in_thread(has_autoscaler):
+    if not all(node["Alive"] for node in nodes) or await _may_grow():
         _logger.warning("%s. The run waits for such a node to join the cluster; if none comes, %s", message, remedy)
         return
     kind = RuntimeUnavailableError if resources == Resources() else OptionError
     raise kind(f"{message}; {remedy}, or start such a node before the run")
+
+
+async def _may_grow() -> bool:
+    """Return whether an autoscaler may add nodes; right after a cluster's start that is not known for some seconds."""
+    with anyio.move_on_after(_UNKNOWN_S):
+        while (answer := await ask_in_thread(has_autoscaler)) is None:  # noqa: ASYNC110 - Ray tells nobody of it.
+            await anyio.sleep(_ASK_EVERY_S)
+        return answer
+    return True
 
 
 def _describe(name: str, resources: Resources, needs: Mapping[str, float], nodes: Nodes) -> tuple[str, str]:

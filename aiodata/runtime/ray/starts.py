@@ -153,7 +153,9 @@ def describe_wait(needs: dict[str, float], waited_s: float, cluster: ClusterView
     lacking = [name for name, need in needs.items() if need > cluster.obtainable(name)]
     names = lacking or list(needs)
     have = "; ".join(cluster.describe(name) for name in names)
-    if lacking:
+    if any(cluster.total.get(name, 0.0) < needs[name] for name in lacking):
+        remedy = "A node that has these has to join the cluster; else ask for less"
+    elif lacking:
         remedy = (
             "They come free when those end. Or leave some for this run: consumers with @ray.remote(num_cpus=0), a "
             "trainer with fewer workers or with resources_per_worker={'CPU': 0.5}, more nodes"
