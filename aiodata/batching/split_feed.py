@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from aiodata.batching.feed import BundleSource, fetch_rows
 from aiodata.bundle import RefBundle
-from aiodata.concurrency import Wakeup, cleared_frames, start
+from aiodata.concurrency import FIRST_S, Wakeup, cleared_frames, start
 from aiodata.coordination import MAX_BUNDLES, Lease, describe_splits
 from aiodata.coordination.service import MAX_CALLS, Splitting
 from aiodata.errors import AiodataError
@@ -35,6 +35,9 @@ _LATEST_PART = 0.3
 
 # What the consumer is done with is told at least this often, in seconds, if there is something to tell.
 _REPORT_EVERY_S = 0.1
+
+# Who has waited so long for bundles asks why, in seconds: a little later than what warns of that in the coordinator.
+_ASK_WHY_S = FIRST_S + 2.0
 
 
 class SplitFeed:
@@ -176,13 +179,26 @@ class _SplitEpoch:
                 return None
             self._is_waiting = True
             self._report()
-            await self._arrived.wait()
+            await self._wait_for_bundles()
         self._is_waiting = False
         now = perf_counter()
         self._interval_s += _LATEST_PART * (now - self._taken_at - self._interval_s)
         self._taken_at = now
         self._taken.set()
         return self.delivered.popleft()
+
+    async def _wait_for_bundles(self) -> None:
+        """Wait for the next delivery; if it takes long, say what the coordinator does of that: nobody reads its log."""
+        began_s, patience_s = perf_counter(), _ASK_WHY_S
+        while not (self.delivered or self._has_ended):
+            with anyio.move_on_after(patience_s) as waiting:
+                await self._arrived.wait()
+            if waiting.cancelled_caught:
+                waited_s = patience_s = perf_counter() - began_s
+                if why := await self._service.call("latest_warning", waited_s):
+                    split = self._lease.split_index
+                    told = "split %d has waited %.0f s for rows; its coordinator says: %s"
+                    _logger.warning(told, split, waited_s, why)
 
     async def fetch(self, bundle: RefBundle) -> pa.Table:
         """Return a bundle's rows.

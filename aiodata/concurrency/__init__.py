@@ -4,6 +4,7 @@ from aiodata.concurrency.async_only import AsyncOnly
 from aiodata.concurrency.loop import running_loop
 from aiodata.concurrency.loop_lag import LoopLagMonitor
 from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
+from aiodata.concurrency.reminding import FIRST_S, reminding
 from aiodata.concurrency.starting import start
 from aiodata.concurrency.streams import receive, send
 from aiodata.concurrency.supervise import Supervisor
@@ -13,6 +14,7 @@ from aiodata.concurrency.turn import Turn
 from aiodata.concurrency.wakeup import News, Wakeup
 
 __all__ = [
+    "FIRST_S",
     "AsyncOnly",
     "LoopLagMonitor",
     "News",
@@ -25,6 +27,7 @@ __all__ = [
     "cleared_frames",
     "close_and_drop",
     "receive",
+    "reminding",
     "run_in_thread",
     "running_loop",
     "send",

@@ -12,6 +12,7 @@ from aiodata.bundle import BlockRef
 from aiodata.concurrency.supervise import unwrap
 from aiodata.coordination.coordinator import Coordinator
 from aiodata.coordination.epoch import EpochPhase
+from aiodata.coordination.latest_warning import LatestWarning
 from aiodata.coordination.lease import Delivery, Lease
 from aiodata.errors import EpochError
 from aiodata.execution.executor import StreamingExecutor
@@ -92,6 +93,7 @@ class CoordinatorService:
             new_token=new_token,
         )
         self._prefers_near = prefers_near
+        self._latest_warning = LatestWarning()
         self._runtime: Runtime | None = None
         self._executor: StreamingExecutor | None = None
         # Consumers that were told that something was skipped.
@@ -108,7 +110,8 @@ class CoordinatorService:
 
     async def serve(self) -> None:
         """Run epochs, one after the other, until cancelled."""
-        await self._coordinator.serve()
+        with self._latest_warning.listening():
+            await self._coordinator.serve()
 
     async def join(self, split_index: int, consumer: str) -> tuple[Lease, Any]:
         """Take a split, under a name by which the consumer can leave before it has the answer. See the coordinator's.
@@ -191,6 +194,10 @@ class CoordinatorService:
     def dataset_tag(self, split_index: int) -> dict[str, str]:
         """Return what tells a split of this dataset from others."""
         return {"dataset": self._dataset_id, "split_index": str(split_index)}
+
+    def latest_warning(self, within_s: float) -> str:
+        """Return the latest warning in this process, if it is not older than so many seconds; else nothing."""
+        return self._latest_warning.within(within_s)
 
     def stats(self) -> CoordinatorStats:
         """Return what the latest epoch has done so far."""

@@ -247,7 +247,7 @@ class StreamingExecutor:
                 # Actors keep their CPUs while they wait, and tasks need one to go on.
                 most = min(most, least + int(self._spare_cpus / each))
                 self._spare_cpus -= (most - least) * each
-            return ActorPool(least, most, self.context.options.close_timeout_s)
+            return ActorPool(stage.name, least, most, self.context.options.close_timeout_s)
         max_tasks, weight = TASKS_PER_CPU * num_cpus, 1.0
         if isinstance(stage, MapStage):
             weight = 1.0 if stage.resources.num_cpus is None else stage.resources.num_cpus

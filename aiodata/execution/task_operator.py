@@ -14,7 +14,7 @@ import anyio.lowlevel
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef, InlineBlock, RefBundle
-from aiodata.concurrency import Turn, Wakeup, ask_in_thread, cleared_frames, receive, send, start
+from aiodata.concurrency import Turn, Wakeup, ask_in_thread, cleared_frames, receive, reminding, send, start
 from aiodata.errors import AiodataError, TaskError
 from aiodata.execution.budget import Expectation
 from aiodata.execution.claims import Claims
@@ -47,6 +47,8 @@ _MIN_WAITING_BLOCKS = 64
 
 # Blocks that a task that waits for room is given room for at a time, at most: the next ones may be larger.
 _MAX_BLOCKS_GIVEN = 64
+# Tasks of which nothing has come for so long are worth a word, in seconds: calls that take long are no fault.
+_SILENT_S = 30.0
 
 _logger = logging.getLogger("aiodata")
 
@@ -115,6 +117,7 @@ class TaskOperator:
         self._wakeup = Wakeup()
         self._room = Wakeup()
         self._warned = False
+        self._warned_of_silence = False
         self._lane = run.prefetcher.lane(self._wakeup.set)
         # Tens of thousands of tasks may refer to it: one object for all.
         self._tell = self._on_ready
@@ -213,7 +216,8 @@ class TaskOperator:
                         self._end_learning()
                         await self._send_outputs(output)
                     return
-            await self._wakeup.wait()
+            with reminding(self._warn_of_silence, first_s=_SILENT_S, is_repeated=False):
+                await self._wakeup.wait()
             turn = Turn()
             while self._ready:
                 self._ready.popleft().pull()
@@ -409,6 +413,18 @@ class TaskOperator:
         if not self._warned:
             self._warned = True
             _logger.warning("%s: sizes of blocks are known only from their metadata", self.counters.name)
+
+    def _warn_of_silence(self, waited_s: float) -> None:
+        """Say, once, that tasks have given nothing for long: a call of a user's function may never return."""
+        if not self._warned_of_silence and self._running:
+            self._warned_of_silence = True
+            _logger.warning(
+                "%s: nothing has come of its %d tasks for %.0f s. A call may take so long, which this says once; if it "
+                "never returns, give what it waits for a timeout",
+                self.counters.name,
+                len(self._running),
+                waited_s,
+            )
 
     def on_finished(self, task: DataOpTask, end: TaskEnd) -> None:
         """Let go of the task's worker; see to what follows as soon as what it took for granted is known to be true."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ import anyio
 from anyio.abc import TaskGroup
 
 from aiodata.bundle import BlockRef
-from aiodata.concurrency import start
+from aiodata.concurrency import reminding, start
 from aiodata.plan.work import Work
 from aiodata.runtime.base import Actor, OnReady, Stage, Task
 
@@ -21,6 +22,11 @@ _TASKS_PER_ACTOR = 2
 
 # How long an actor beyond the least number may have nothing to do before it is stopped, in seconds.
 _IDLE_S = 5.0
+
+# After a warning of slow constructors, the next one is of those that have taken so many times as long.
+_QUIET_FACTOR = 1.5
+
+_logger = logging.getLogger("aiodata")
 
 
 class Workers(Protocol):
@@ -149,13 +155,17 @@ class ActorPool:
     """Actors, between a least and a greatest number; each task goes to the one with the fewest.
 
     Args:
+        name: The operator's name, for warnings.
         least: How many are started at once.
         most: How many there may be.
         close_timeout_s: How long closing may take, in seconds.
     """
 
-    def __init__(self, least: int, most: int, close_timeout_s: float) -> None:
+    def __init__(self, name: str, least: int, most: int, close_timeout_s: float) -> None:
         """Start nothing yet."""
+        self._name = name
+        # Constructors that have taken less are not worth another warning, in seconds.
+        self._next_warning_s = 0.0
         self._least = least
         self._most = most
         self._close_timeout_s = close_timeout_s
@@ -245,12 +255,26 @@ class ActorPool:
         start(self._opened.group, self._take_into_use, actor, self._opened.on_change)
 
     async def _take_into_use(self, actor: Actor, on_change: Callable[[], None]) -> None:
-        await actor.wait_ready()
+        await actor.wait_begun()
+        with reminding(self._warn_of_constructor):
+            await actor.wait_ready()
         if actor in self._starting:
             self._starting.remove(actor)
             self._put(actor, 0)
             self._watch(actor)
             on_change()
+
+    def _warn_of_constructor(self, waited_s: float) -> None:
+        """Say that a constructor has not returned; of several that began together, once."""
+        if waited_s >= self._next_warning_s:
+            self._next_warning_s = _QUIET_FACTOR * waited_s
+            _logger.warning(
+                "%s: a constructor has not returned for %.0f s, and its actor gets no rows before. A large model may "
+                "take so long; else see where it hangs with `py-spy dump --pid` of its process, and give what it calls "
+                "a timeout",
+                self._name,
+                waited_s,
+            )
 
     def _put(self, actor: Actor, load: int) -> None:
         self._loads[actor] = load

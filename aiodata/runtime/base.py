@@ -65,6 +65,9 @@ OnReady = Callable[[Task], None]
 class Actor(Protocol):
     """A worker that has built the state of a stage's transforms once, and keeps it."""
 
+    async def wait_begun(self) -> None:
+        """Wait until it begins to build the state, or has been stopped before that."""
+
     async def wait_ready(self) -> None:
         """Wait until the state is built.
 

@@ -161,10 +161,15 @@ class LocalActor:
         self._tasks: weakref.WeakSet[LocalTask] = weakref.WeakSet()
         self._free = anyio.Lock()
         self._has_begun = False
+        self._begun = anyio.Event()
         self._built = anyio.Event()
         self._gone = anyio.Event()
         self._scope = anyio.CancelScope()
         start(runtime.group, self._run, name=f"local actor {name}")
+
+    async def wait_begun(self) -> None:
+        """Wait until a thread is free to build the chain."""
+        await self._begun.wait()
 
     async def wait_ready(self) -> None:
         """Wait until the chain is built."""
@@ -208,6 +213,7 @@ class LocalActor:
                 await anyio.sleep_forever()
         finally:
             self.stop()
+            self._begun.set()
             if not self._built.is_set():
                 self._error = AiodataError(f"an actor of {self._name} was stopped before its state was built")
                 self._built.set()
@@ -223,7 +229,9 @@ class LocalActor:
 
     async def _build(self) -> Chain:
         try:
-            self._chain = await self._runtime.call(partial(build, self._chain))
+            async with self._runtime.limiter:
+                self._begun.set()
+                self._chain = await call_in_thread(partial(build, self._chain), grace_s=self._runtime.close_timeout_s)
         except BaseException as error:
             if not is_failure(error):
                 raise

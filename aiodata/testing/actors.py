@@ -59,6 +59,10 @@ class SimulatedActor:
         """Whether it waits for room."""
         return self._state is _State.WAITING
 
+    async def wait_begun(self) -> None:
+        """Wait until it has started: to build its state takes no time."""
+        await self._ready.wait()
+
     async def wait_ready(self) -> None:
         """Wait until it has started.
 

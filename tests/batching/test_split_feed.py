@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gc
+import logging
 import random
+import re
+import threading
 from collections import defaultdict
 from typing import Any
 
@@ -12,6 +15,7 @@ import pytest
 from anyio.lowlevel import checkpoint
 
 import aiodata
+from aiodata.batching import split_feed
 from tests.batching.services import LocalService, splits_of
 from tests.conftest import PATIENCE_S
 from tests.splits import Split, leave_by_break, read_all
@@ -117,6 +121,37 @@ async def test_consumers_that_leave_at_any_moment_share_each_epoch_and_leave_all
                 for split in splits:
                     group.start_soon(read_last, split)
             assert sorted(last) == list(range(24 * 7))
+
+
+async def test_consumer_that_waits_for_long_says_what_its_coordinator_says(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    gate = threading.Event()
+
+    def wait(batch: Any) -> Any:
+        gate.wait()
+        return batch
+
+    monkeypatch.setattr(split_feed, "_ASK_WHY_S", 0.01)
+    ds = aiodata.range(100).map_batches(wait)
+    with anyio.fail_after(PATIENCE_S):
+        async with splits_of(ds, 1) as (service, (split,)), anyio.create_task_group() as group:
+            read: list[int] = []
+
+            async def read_it() -> None:
+                read.extend(await read_all(split))
+
+            group.start_soon(read_it)
+            await called(service, "latest_warning", 2)
+            assert caplog.messages == [], "there is nothing to be said"
+            logging.getLogger("aiodata").warning("no task can start")
+            while len(caplog.messages) < 2:
+                await checkpoint()
+            gate.set()
+    assert sorted(read) == list(range(100))
+    assert re.fullmatch(
+        r"split 0 has waited \d+ s for rows; its coordinator says: no task can start", caplog.messages[1]
+    )
 
 
 async def take_by_hand(service: LocalService, split_index: int) -> tuple[Any, list[Any]]:

@@ -180,8 +180,12 @@ class FakeActor:
         self.tasks: list[FakeTask] = []
         self.is_stopped = False
         self._runtime = runtime
+        self.begun = anyio.Event()
         self._ready = anyio.Event()
         self._error: Exception | None = None
+
+    async def wait_begun(self) -> None:
+        await self.begun.wait()
 
     async def wait_ready(self) -> None:
         await self._ready.wait()
@@ -190,6 +194,7 @@ class FakeActor:
 
     def become_ready(self, error: Exception | None = None) -> None:
         self._error = error
+        self.begun.set()
         self._ready.set()
 
     def submit(self, work: Work, refs: Sequence[BlockRef], on_ready: OnReady) -> FakeTask:

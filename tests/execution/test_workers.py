@@ -59,7 +59,7 @@ class Pool:
     """A pool of actors, its stage, and how often it said that something changed."""
 
     def __init__(self, least: int, most: int, *, actors_are_ready: bool = True) -> None:
-        self.pool = ActorPool(least, most, 1.0)
+        self.pool = ActorPool("stage", least, most, 1.0)
         self.stage = FakeStage(FakeRuntime(actors_are_ready=actors_are_ready), "stage")
         self.num_changes = 0
 
@@ -289,7 +289,7 @@ async def test_closing_stops_ready_and_starting_actors_and_is_idempotent() -> No
 
 async def test_closing_is_bounded() -> None:
     one = Pool(1, 1)
-    one.pool = ActorPool(1, 1, 0.01)
+    one.pool = ActorPool("stage", 1, 1, 0.01)
     async with anyio.create_task_group() as group:
         one.pool.open(one.stage, group, one.on_change)
         await settle()

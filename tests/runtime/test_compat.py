@@ -29,6 +29,7 @@ from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.compat import ReportStream
 from aiodata.runtime.ray.packed import unpack_report
 from aiodata.runtime.ray.worker import StageActor
+from tests.conftest import until
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("ray_cluster")]
 
@@ -289,3 +290,65 @@ async def test_objects_that_are_not_there_are_unsettled_and_failed_ones_are_sett
     assert compat.unsettled([failed, pending, ray.put(1)]) == [pending]
     assert compat.unsettled([]) == []
     ray.cancel(pending, force=True)
+
+
+def test_actors_that_are_alive_are_known_with_what_they_hold() -> None:
+    class Holding:
+        def wait(self) -> None: ...
+
+    class Holds(Holding): ...
+
+    handles: list[Any] = [ray.remote(num_cpus=1)(Holding).remote(), ray.remote(Holds).remote()]
+    ray.get([handle.wait.remote() for handle in handles])
+    held = {actor.class_name: actor.holds for actor in compat.live_actors() if actor.class_name.startswith("Hold")}
+    assert held == {"Holding": {"CPU": 1.0}, "Holds": {}}
+
+
+def test_no_actor_is_known_where_ray_does_not_tell(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delattr("ray._private.state.state")
+    assert compat.live_actors() == []
+
+
+class FakeStore:
+    """The keys of a cluster."""
+
+    def __init__(self, keys: dict[bytes, bytes]) -> None:
+        self._keys = keys
+
+    def internal_kv_get(self, key: bytes, _: object, *, timeout: float) -> bytes | None:
+        assert timeout > 0
+        return self._keys.get(key)
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ({}, None),
+        ({b"__autoscaling_status": b'{"monitor_pid": 1}'}, None),
+        ({b"__autoscaling_status": b'{"autoscaler_report": {"active_nodes": {"node_0ab1": 1, "node_77": 1}}}'}, False),
+        ({b"__autoscaling_status": b'{"autoscaler_report": {"active_nodes": null}}'}, False),
+        ({b"__autoscaling_status": b'{"autoscaler_report": {"active_nodes": {"ray.head.default": 1}}}'}, True),
+        ({b"__autoscaler_v2_enabled": b"1"}, True),
+        ({b"__autoscaling_status": b"of another kind"}, True),
+    ],
+)
+def test_autoscaler_is_known_by_the_types_of_its_nodes(
+    keys: dict[bytes, bytes], expected: bool | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(compat, "global_worker", type("Worker", (), {"gcs_client": FakeStore(keys)}))
+    assert compat.has_autoscaler() is expected
+
+
+async def test_cluster_has_no_autoscaler_and_one_may_be_where_ray_does_not_tell(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # It is known some seconds after the start.
+    await until(lambda: compat.has_autoscaler() is False, "there is an autoscaler", within_s=60)
+    monkeypatch.setattr(compat, "global_worker", object())
+    assert compat.has_autoscaler()
+
+
+def test_cluster_answers_and_is_not_asked_where_this_ray_can_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    compat.wait_for_answer(ray.get_runtime_context().gcs_address)
+    monkeypatch.delattr("ray._raylet.GcsClient")
+    compat.wait_for_answer("127.0.0.1:1")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import signal
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -303,6 +304,35 @@ async def test_actor_builds_its_state_once_for_all_its_tasks(opened: Runtime, re
     assert log.read_text() == "built\n"
     actor.stop()
     actor.stop()
+    await actor.wait_stopped()
+
+
+async def test_constructor_has_begun_before_it_returns(opened: Runtime, tmp_path: Path) -> None:
+    gate, built = tmp_path / "gate", tmp_path / "built"
+
+    class Slow:
+        def __init__(self) -> None:
+            while not gate.exists():
+                time.sleep(0.01)
+            built.touch()
+
+        def __call__(self, batch: Batch) -> Batch:
+            return batch
+
+    actor = (await stage(opened, mapped(Slow))).start_actor()
+    await actor.wait_begun()
+    assert not built.exists()
+    gate.touch()
+    await actor.wait_ready()
+    assert built.exists()
+    actor.stop()
+    await actor.wait_stopped()
+
+
+async def test_actor_that_is_stopped_has_begun(opened: Runtime) -> None:
+    actor = (await stage(opened, mapped(object))).start_actor()
+    actor.stop()
+    await actor.wait_begun()
     await actor.wait_stopped()
 
 

@@ -23,7 +23,7 @@ from ray.exceptions import ActorUnavailableError
 
 from aiodata.errors import AiodataError, CoordinatorLostError, EpochError, OptionError, SourceError
 from aiodata.runtime.hosting import RemoteService, find_service, start_service
-from aiodata.runtime.ray.host import RayService
+from aiodata.runtime.ray.host import RayService, _Silence
 from aiodata.runtime.ray.worker import UnpicklableError
 from tests.conftest import PATIENCE_S, until
 from tests.runtime.hosted import Counting, LocalService, fails_as_aiodata, fails_to_make
@@ -383,3 +383,31 @@ def is_gone(pid: int) -> bool:
         return ") Z " in Path(f"/proc/{pid}/stat").read_text()
     except FileNotFoundError:
         return True
+
+
+async def test_service_that_does_not_answer_is_told_of(
+    service: RemoteService, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    pid, _ = await service.call("process")
+    monkeypatch.setattr("aiodata.runtime.ray.host._PROBE_EVERY_S", 0.5)
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        call = start(service, "add", 7)
+        await until(lambda: bool(caplog.messages), "nothing is said", within_s=60)
+        assert "the counter does not answer for" in caplog.messages[0]
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert await call == 7
+
+
+async def test_service_that_answers_is_asked_again_and_nothing_is_said(
+    service: RemoteService, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert isinstance(service, RayService)
+    silence = _Silence(service)
+    silence.look(3.0)
+    first = silence._probe
+    await first
+    silence.look(6.0)
+    assert silence._probe != first
+    assert caplog.messages == []

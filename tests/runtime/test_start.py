@@ -37,7 +37,10 @@ def run(
 def test_ray_is_started_off_the_loop_quietly_and_outlives_the_loop(tmp_path: Path) -> None:
     result = run(
         """
-        import asyncio, time, aiodata
+        import asyncio, logging, time, aiodata
+
+        # It says so where Ray takes long to start.
+        logging.getLogger("aiodata").setLevel(logging.ERROR)
 
         async def tick(gaps):
             while True:

@@ -12,7 +12,7 @@ from aiodata.runtime.ray.starts import Starts
 
 @pytest.fixture
 async def starts() -> AsyncIterator[Starts]:
-    starts = Starts(lambda: False, {"CPU": 2.0})
+    starts = Starts(lambda: False)
     yield starts
     starts.stop()
 

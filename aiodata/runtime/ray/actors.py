@@ -49,6 +49,11 @@ class RayActor:
         self._is_stopped = False
         self._is_killed = False
 
+    async def wait_begun(self) -> None:
+        """Wait until Ray has started the actor."""
+        with suppress(RayError):  # It can not be started, which `wait_ready` says.
+            await self._is_there
+
     async def wait_ready(self) -> None:
         """Wait until the actor has built its state."""
         try:

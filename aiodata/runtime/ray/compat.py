@@ -17,6 +17,11 @@ What is private here, and what the public fallback costs:
   large. Fallback: neither is known; sizes are then counted when the metadata is there, and no block counts as near.
 - How Ray calls the resources of a placement group's bundles (`CPU_group_0_<id>`) where it lists those of the cluster.
   Fallback: a group counts as having nothing left, so runs leave it unless they are told to stay.
+- `GlobalStateAccessor.get_actor_table`: which actors there are, and what they hold. The public state API needs the
+  dashboard. Fallback: none is known, so nobody is named.
+- `internal_kv_get` of the autoscaler's report: whether nodes may be added by themselves. Fallback: they may.
+- `ray._raylet.GcsClient`, which asks an address until a cluster answers there. Fallback: it is
+  not asked, and `ray.init` tries for a minute before it ends the process.
 - `RAY_WARN_BLOCKING_GET_INSIDE_ASYNC`, a variable of the environment. Fallback: one warning in the log of each async
   actor that hosts a service.
 """
@@ -24,11 +29,14 @@ What is private here, and what the public fallback costs:
 from __future__ import annotations
 
 import asyncio
+import json
 import logging
 import os
 import re
 import weakref
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
 from importlib import import_module
 from inspect import isgeneratorfunction
 from typing import Any, Protocol
@@ -47,6 +55,9 @@ _FALLBACK_INTERVAL_S = 0.005
 # How often it looks whether Ray was shut down, in seconds.
 _SHUTDOWN_INTERVAL_S = 1.0
 
+# How long a look into the cluster's store of keys may take, in seconds.
+_KV_TIMEOUT_S = 5.0
+
 Callback = Callable[[], object]
 
 
@@ -61,6 +72,65 @@ def init_ray(address: str | None) -> None:
         ray.init(**quietly, _system_config=None if address else {"free_objects_period_milliseconds": 100})
     except (TypeError, ValueError):  # A cluster was running after all, or this Ray does not know the setting.
         ray.init(**quietly)
+
+
+def wait_for_answer(address: str) -> None:
+    """Block until a Ray cluster answers at HOST:PORT, for 40 s where something else is there.
+
+    What goes wrong otherwise is for `ray.init` to say.
+    """
+    with suppress(AttributeError, TypeError, RayError):
+        ray._raylet.GcsClient(address=address)
+
+
+@dataclass(frozen=True, slots=True)
+class LiveActor:
+    """An actor that is alive.
+
+    Attributes:
+        class_name: The name of its class.
+        holds: What it holds of the cluster's resources.
+        placement_group_id: The placement group that it is in, or "".
+    """
+
+    class_name: str
+    holds: dict[str, float]
+    placement_group_id: str
+
+
+def live_actors() -> list[LiveActor]:
+    """Return all actors of the cluster that are alive, of whatever program; blocks."""
+    with suppress(Exception):  # Whatever is different in this Ray: who holds what is only said, nothing depends on it.
+        from ray._private.state import state
+        from ray.core.generated.gcs_pb2 import ActorTableData
+
+        table = [
+            ActorTableData.FromString(row) for row in state._connect_and_get_accessor().get_actor_table(None, None)
+        ]
+        return [
+            # Of one that is defined in a function, Ray has the qualified name.
+            LiveActor(row.class_name.rpartition(".")[2], dict(row.required_resources), row.placement_group_id.hex())
+            for row in table
+            if row.state == ActorTableData.ActorState.ALIVE
+        ]
+    return []
+
+
+def has_autoscaler() -> bool | None:
+    """Return whether something may add nodes to the cluster when they are needed; None: not known yet. Blocks.
+
+    Ray's monitor runs on each head node, and reports from some seconds after the start on. Without an autoscaler each
+    node has a type of its own, after its id.
+    """
+    try:
+        client = global_worker.gcs_client
+        if client.internal_kv_get(b"__autoscaler_v2_enabled", b"__autoscaler", timeout=_KV_TIMEOUT_S) == b"1":
+            return True
+        status = client.internal_kv_get(b"__autoscaling_status", None, timeout=_KV_TIMEOUT_S)
+        report = json.loads(status).get("autoscaler_report") if status else None
+        return None if report is None else any(not name.startswith("node_") for name in report["active_nodes"] or {})
+    except Exception:  # noqa: BLE001 - whatever is different in this Ray: what is not known may be.
+        return True
 
 
 class ReportStream(Protocol):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import inspect
+import logging
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -16,9 +17,16 @@ from typing import Any
 import anyio
 import ray
 from ray import cloudpickle
-from ray.exceptions import ActorAlreadyExistsError, ActorDiedError, ActorUnavailableError, ObjectLostError, RayError
+from ray.exceptions import (
+    ActorAlreadyExistsError,
+    ActorDiedError,
+    ActorUnavailableError,
+    GetTimeoutError,
+    ObjectLostError,
+    RayError,
+)
 
-from aiodata.concurrency import Supervisor, ask_in_thread, without_frames
+from aiodata.concurrency import Supervisor, ask_in_thread, reminding, without_frames
 from aiodata.errors import AiodataError, CoordinatorLostError, OptionError, RuntimeUnavailableError, is_failure
 from aiodata.plan.transforms import describe
 from aiodata.runtime.forked import check_not_forked, is_forked
@@ -32,6 +40,9 @@ from aiodata.runtime.ray.worker import PackedError, pack_exception, unpack_error
 # How long a call goes on trying while the service can not be reached, in seconds.
 _UNREACHABLE_S = 3.0
 
+# After how long a service that is called is asked whether it is there; then after as long again, in seconds.
+_PROBE_EVERY_S = 3.0
+
 # How long a service may take to clean up, and then its process to end, in seconds.
 _CLOSE_TIMEOUT_S = 5.0
 
@@ -40,6 +51,8 @@ _MAX_CALLS = 1_000_000
 
 # The method that is no method of the service: being there is all there is to it.
 _PROBE = ""
+
+_logger = logging.getLogger("aiodata")
 
 _OPTIONS = {"num_cpus": 0, "max_restarts": 0, "max_concurrency": _MAX_CALLS}
 
@@ -158,7 +171,7 @@ class RayService:
     async def call(self, method: str, *args: Any) -> Any:
         """Call a method of the service."""
         check_not_forked()
-        with Session().watched():
+        with Session().watched(), reminding(_Silence(self).look, first_s=_PROBE_EVERY_S):
             outcome = await self._outcome(method, args)
         if isinstance(outcome, PackedError):
             raise unpack_error(outcome.packed)
@@ -188,7 +201,7 @@ class RayService:
         while True:
             try:
                 return await self._submit(method, args)
-            except (ActorUnavailableError, ObjectLostError) as error:
+            except (ActorUnavailableError, GetTimeoutError, ObjectLostError) as error:
                 await self._wait_reachable(error)
             except ActorDiedError as error:
                 raise self._lost(error) from without_frames(error)
@@ -215,6 +228,33 @@ class RayService:
         return CoordinatorLostError(
             f"{self.label} is gone: {type(error).__name__}: {reason} It was closed, its process was killed or crashed "
             "(see its logs), or its node is lost; make a new one and iterate again."
+        )
+
+
+class _Silence:
+    """Says so where a service does not answer: a call may take long, but to be there takes no time.
+
+    Args:
+        service: The service that is called.
+    """
+
+    def __init__(self, service: RayService) -> None:
+        """Nothing was asked."""
+        self._service = service
+        self._probe: Any = None
+
+    def look(self, waited_s: float) -> None:
+        """Ask whether it is there, or say that it has not answered since that was asked last."""
+        if not ray.is_initialized():  # Ray would start anew.
+            return
+        if self._probe is None or not isinstance(compat.read_now(self._probe)[1], GetTimeoutError):
+            self._probe = self._service.handle.call.remote(_PROBE, ())
+            return
+        _logger.warning(
+            "%s does not answer for %.0f s: Ray has not started its process yet, or it is busy. If it goes on, see "
+            "what Ray waits for with `ray status`, and the logs of the actor Host",
+            self._service.label,
+            waited_s,
         )
 
 

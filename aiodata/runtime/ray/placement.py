@@ -20,6 +20,7 @@ from aiodata.concurrency import call_in_thread
 from aiodata.errors import OptionError
 from aiodata.plan.nodes import Resources
 from aiodata.runtime.ray import compat
+from aiodata.runtime.ray.fitting import Nodes
 
 # Ray's word for any node with room, outside of placement groups also where they capture child tasks.
 ANYWHERE = "DEFAULT"
@@ -38,6 +39,7 @@ class Placement:
         group: The placement group that this process is in, if any.
         captures: Whether that group captures child tasks.
         held: What Ray has given this process.
+        nodes: The cluster's nodes, as `ray.nodes` describes them.
     """
 
     total: Mapping[str, float]
@@ -45,6 +47,7 @@ class Placement:
     group: PlacementGroup | None = None
     captures: bool = False
     held: Mapping[str, float] = field(default_factory=dict)
+    nodes: Nodes = ()
 
     def strategy(self, resources: Resources) -> Any:
         """Return the strategy by which Ray is to place a task or an actor."""
@@ -61,11 +64,6 @@ class Placement:
         """Return what tasks or actors may take together: what the cluster has, or what their group has left."""
         group = _group(self.strategy(resources))
         return self.total if group is None else self._left_in(group)
-
-    def room_now(self, resources: Resources) -> Mapping[str, float]:
-        """Return what of that was free when the run began, as far as is known."""
-        group = _group(self.strategy(resources))
-        return self.free if group is None else self._left_in(group)
 
     def max_at_once(self, resources: Resources) -> int | None:
         """Return how many there is room for; None: as many as CPUs allow."""
@@ -112,13 +110,13 @@ async def look() -> Placement:
     captures = group is not None and context.should_capture_child_tasks_in_placement_group
     held = context.get_assigned_resources() if group is not None else {}
     # Waited for in any case: it must not go on while Ray is shut down.
-    total, free = await call_in_thread(_resources, grace_s=float("inf"))
-    return Placement(total, free, group, captures, held)
+    total, free, nodes = await call_in_thread(_resources, grace_s=float("inf"))
+    return Placement(total, free, group, captures, held, nodes)
 
 
-def _resources() -> tuple[dict[str, float], dict[str, float]]:
-    """Return what the cluster has, and what of that is free."""
-    return ray.cluster_resources(), ray.available_resources()
+def _resources() -> tuple[dict[str, float], dict[str, float], Nodes]:
+    """Return what the cluster has, what of that is free, and what each node has."""
+    return ray.cluster_resources(), ray.available_resources(), ray.nodes()
 
 
 def _group(strategy: Any) -> PlacementGroup | None:

@@ -25,6 +25,7 @@ from aiodata.runtime.base import OnReady, Outcome, Pair
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.actors import RayActor
 from aiodata.runtime.ray.fetching import fetch, look_after
+from aiodata.runtime.ray.fitting import check_fits
 from aiodata.runtime.ray.gate import Gate
 from aiodata.runtime.ray.outcomes import lost, outcome, ready_outcomes
 from aiodata.runtime.ray.placement import Placement, look, refusals
@@ -65,7 +66,7 @@ class RayRuntime:
         self._session = session
         self._stages: list[RayStage] = []
         self._placement = placement
-        self._starts = Starts(lambda: session.is_down, dict(placement.room_now(of_run)))
+        self._starts = Starts(lambda: session.is_down)
         self._gate = Gate(session)
 
     def max_at_once(self, resources: Resources) -> int | None:
@@ -73,7 +74,13 @@ class RayRuntime:
         return self._placement.max_at_once(resources)
 
     async def stage(self, name: str, chain: Sequence[Transform], resources: Resources) -> RayStage:
-        """Pickle the chain once; store it once if it is large."""
+        """Pickle the chain once; store it once if it is large.
+
+        Raises:
+            OptionError: It can not be pickled, or asks for more than any node has.
+            RuntimeUnavailableError: No node has a CPU.
+        """
+        await check_fits(name, resources, self._placement.nodes)
         try:
             packed: Any = await ask_in_thread(partial(cloudpickle.dumps, tuple(chain)))
         except Exception as error:

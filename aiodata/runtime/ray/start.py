@@ -3,21 +3,31 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from concurrent.futures import Future
 from contextlib import suppress
+from functools import partial
 from urllib.parse import urlsplit
 
 import anyio
 import ray
 from anyio.from_thread import start_blocking_portal
 
+from aiodata.concurrency import FIRST_S, ask_in_thread, reminding
 from aiodata.errors import RuntimeUnavailableError
 from aiodata.options import read_environment
 from aiodata.runtime.forked import check_not_forked
-from aiodata.runtime.ray.compat import init_ray
+from aiodata.runtime.ray.compat import init_ray, wait_for_answer
 
+# How long an address may take to accept a connection, and then to answer as a cluster does, in seconds.
 _CONNECT_TIMEOUT_S = 3.0
+_ANSWER_TIMEOUT_S = 6.0
+
+# Ray takes three seconds to start on a machine with nothing else to do; one that has may take ten times as long.
+_USUAL_S = 3.0
+
+_logger = logging.getLogger("aiodata")
 
 # The latest start, while it is under way: two passes that need Ray at once share it.
 _starting: list[Future[None]] = []
@@ -46,7 +56,8 @@ async def ensure_ray() -> None:
             loop.call_soon_threadsafe(done.set)
 
     started.add_done_callback(tell)
-    await done.wait()
+    with reminding(partial(_note_slow_start, address), first_s=_USUAL_S):
+        await done.wait()
     if ray.is_initialized():
         return
     if (error := started.exception()) is not None:
@@ -54,6 +65,20 @@ async def ensure_ray() -> None:
             f"Ray could not be {'reached at ' + address if address else 'started'}: {error}. "
             "Start it with `ray start --head`, set RAY_ADDRESS, or use runtime='local'."
         ) from error
+
+
+def _note_slow_start(address: str | None, waited_s: float) -> None:
+    """Say that Ray is not there yet; it is no warning before it takes long."""
+    _logger.log(
+        logging.WARNING if waited_s >= FIRST_S else logging.INFO,
+        "%s has taken %.0f s so far; %s",
+        f"joining Ray at {address}" if address else "starting Ray",
+        waited_s,
+        "see whether it answers with `ray status`"
+        if address
+        else "it takes as long as half a minute on a busy machine. A server starts it beforehand, with ray.init in its "
+        "lifespan",
+    )
 
 
 def ensure_ray_blocking() -> None:
@@ -103,6 +128,9 @@ async def _check_address(address: str) -> None:
         with anyio.fail_after(_CONNECT_TIMEOUT_S):
             stream = await anyio.connect_tcp(parts.hostname, port)
             await stream.aclose()
+        with anyio.fail_after(_ANSWER_TIMEOUT_S):
+            # In a thread that is left behind: Ray itself tries for long.
+            await ask_in_thread(partial(wait_for_answer, f"{parts.hostname}:{port}"))
     except (OSError, TimeoutError, ValueError) as error:
-        reason = str(error) or f"no answer in {_CONNECT_TIMEOUT_S:g} s"
+        reason = str(error) or "no Ray cluster answers there"
         raise RuntimeUnavailableError(f"Ray can not be reached at RAY_ADDRESS={address}: {reason}. {remedy}") from error

@@ -15,18 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 from time import perf_counter
 
-import ray
-
-from aiodata.concurrency import run_in_thread
+from aiodata.concurrency import FIRST_S, run_in_thread
 from aiodata.plan.nodes import Resources
+from aiodata.runtime.ray.holders import ClusterView, describe_needs, look_around
 
 # How often is looked, in seconds.
 _LOOK_EVERY_S = 1.0
-
-# A run of which nothing has started for so long says so, in seconds: where others held what it needs when it began, or
-# this process does; else it may be that workers take long to start. It says so again after as long.
-_SHORT_S = 5.0
-_LONG_S = 30.0
 
 # Of a stage, tasks that come faster than this do not all announce themselves, in seconds.
 _ANNOUNCE_EVERY_S = 0.05
@@ -73,10 +67,7 @@ class StageStarts:
         """None was submitted."""
         self.starts = starts
         self._announced_s = 0.0
-        self.needs = {
-            "CPU": 1.0 if resources.num_cpus is None else resources.num_cpus,
-            "GPU": resources.num_gpus or 0.0,
-        }
+        self.needs = resources.needs
 
     def submit(self, *, is_actor: bool = False) -> Start:
         """Note that one is submitted; whether it announces its start is decided here."""
@@ -94,21 +85,19 @@ class Starts:
 
     Args:
         is_down: Whether Ray was shut down.
-        free: What of the cluster's resources was free when the run began.
 
     Attributes:
         seen_s: When something was seen to have started or ended last.
     """
 
-    def __init__(self, is_down: Callable[[], bool], free: dict[str, float]) -> None:
+    def __init__(self, is_down: Callable[[], bool]) -> None:
         """Begin to look."""
         self.seen_s = perf_counter()
         self._is_down = is_down
         self._submitted: dict[int, Start] = {}
-        self._free = free
-        # Since when what waits has done so, and after how many seconds that is looked into next.
+        # Since when what waits has done so, and after how many seconds that is said next.
         self._since_s = 0.0
-        self._next_s = _SHORT_S
+        self._next_s = FIRST_S
         self._loop = asyncio.get_running_loop()
         self._timer = self._loop.call_later(_LOOK_EVERY_S, self._look)
 
@@ -146,53 +135,38 @@ class Starts:
             return
         since_s = max(self.seen_s, start.submitted_s)
         if since_s != self._since_s:
-            self._since_s, self._next_s = since_s, _SHORT_S
+            self._since_s, self._next_s = since_s, FIRST_S
         waited_s = perf_counter() - since_s
         if waited_s >= self._next_s:
-            self._next_s = waited_s - waited_s % _LONG_S + _LONG_S
+            self._next_s = 2 * waited_s
             run_in_thread(partial(self._warn, start.stage.needs, waited_s))
 
     def _warn(self, needs: dict[str, float], waited_s: float) -> None:
-        """Say what the run waits for; runs in a thread. At first, only if it is sure that others have it."""
+        """Say what the run waits for; runs in a thread."""
         with suppress(Exception):  # Ray was shut down just now.
-            if self._is_down():
-                return
-            total, free, held = ray.cluster_resources(), ray.available_resources(), _held_here()
-            lacking = [
-                name
-                for name, need in needs.items()
-                if need > min(self._free.get(name, 0.0), total.get(name, 0.0) - held.get(name, 0.0))
-            ]
-            if lacking or waited_s >= _LONG_S:
-                _logger.warning("%s", _describe(needs, lacking, waited_s, total, free, held))
+            if not self._is_down():
+                _logger.warning("%s", describe_wait(needs, waited_s, look_around()))
 
 
-def _describe(
-    needs: dict[str, float],
-    lacking: list[str],
-    waited_s: float,
-    total: dict[str, float],
-    free: dict[str, float],
-    held: dict[str, float],
-) -> str:
-    each = " and ".join(f"{need:g} {name}" for name, need in needs.items() if need) or "0 CPU"
-    names = lacking or [name for name, need in needs.items() if need]
-    have = "".join(
-        f", {free.get(name, 0.0):g} of the cluster's {total.get(name, 0.0):g} {name}s are free"
-        + (f" and this process holds {held[name]:g}" if held.get(name) else "")
-        for name in names
-    )
+def describe_wait(needs: dict[str, float], waited_s: float, cluster: ClusterView) -> str:
+    """Return what a run waits for of which nothing has started, and what to do."""
+    lacking = [name for name, need in needs.items() if need > cluster.obtainable(name)]
+    names = lacking or list(needs)
+    have = "; ".join(cluster.describe(name) for name in names)
+    if any(cluster.total.get(name, 0.0) < needs[name] for name in lacking):
+        remedy = "A node that has these has to join the cluster; else ask for less"
+    elif lacking:
+        remedy = (
+            "They come free when those end. Or leave some for this run: consumers with @ray.remote(num_cpus=0), a "
+            "trainer with fewer workers or with resources_per_worker={'CPU': 0.5}, more nodes"
+        )
+    else:
+        remedy = (
+            "Ray is starting workers, which takes long on a busy machine, and another minute for each that dies as it "
+            "starts; or it waits for tasks of others to end"
+        )
+    have = f" ({have})" if have else ""
     return (
-        f"no task of this run has been able to start for {waited_s:.0f} s: each takes {each}{have}. Whoever holds them "
-        "has to let go: have consumers hold no CPUs (@ray.remote(num_cpus=0)), end what else runs, or add nodes; "
-        "`ray status` shows who has what"
+        f"no task of this run has been able to start for {waited_s:.0f} s: each takes {describe_needs(needs)}{have}. "
+        f"{remedy}; `ray status` shows who has what"
     )
-
-
-def _held_here() -> dict[str, float]:
-    """Return what Ray has given this process, if it is a worker."""
-    try:
-        held: dict[str, float] = ray.get_runtime_context().get_assigned_resources()
-    except (AssertionError, RuntimeError):  # It is a driver.
-        return {}
-    return held
