@@ -20,7 +20,7 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 import aiodata
-from aiodata import ExecutionOptions, OptionError, SplitIterator
+from aiodata import ExecutionOptions, OptionError, SplitIterator, TaskError
 from aiodata.plan.nodes import Resources
 from aiodata.runtime.hosting import NewToken, start_service
 from aiodata.runtime.ray.placement import ANYWHERE, Placement
@@ -357,6 +357,22 @@ class TestOnRay:
             await refuse("'TPU': 1.5", resources={"TPU": 1.5})
             await refuse("7", scheduling_strategy=PlacementGroupSchedulingStrategy(group, 7))
             remove_placement_group(group)
+
+        aiodata.run(main)
+
+    def test_environment_that_cannot_be_set_up_is_an_error_with_the_reason(self) -> None:
+        missing = {"working_dir": "file:///nowhere/missing.zip"}
+
+        async def main() -> None:
+            ds = aiodata.range(1).with_options(runtime="ray", runtime_env=missing)
+            for verb in (double, Double):
+                with pytest.raises(TaskError, match=r"(?s)RuntimeEnvSetupError.*nowhere/missing\.zip"):
+                    await ds.map_batches(verb).take()
+            [split] = ds.streaming_split(1)
+            with pytest.raises(OptionError, match=r"runtime_env of .* cannot be set up: .*missing\.zip.* Change"):
+                await split.schema()
+            service = start_service(Counting, label="the counter", runtime_env=missing)
+            await service.aclose()
 
         aiodata.run(main)
 

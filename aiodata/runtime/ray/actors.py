@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any
 
 import ray
-from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError
+from ray.exceptions import ActorDiedError, ActorUnavailableError, RayError, RuntimeEnvSetupError
 
 from aiodata.bundle import BlockRef
 from aiodata.errors import TaskError
@@ -94,7 +94,7 @@ class RayActor:
 
     async def wait_stopped(self) -> None:
         """Call the actor until Ray says that it is dead, which it does as the process ends and its CPUs are free."""
-        with suppress(ActorDiedError):
+        with suppress(ActorDiedError, RuntimeEnvSetupError):  # With the latter, it has never been there.
             while not self._session.is_down:
                 with suppress(ActorUnavailableError):
                     await self._probe()

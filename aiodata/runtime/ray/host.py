@@ -24,6 +24,7 @@ from ray.exceptions import (
     GetTimeoutError,
     ObjectLostError,
     RayError,
+    RuntimeEnvSetupError,
 )
 
 from aiodata.concurrency import Supervisor, ask_in_thread, reminding, without_frames
@@ -192,7 +193,7 @@ class RayService:
             return
         ray.kill(self.handle, no_restart=True)
         # Ray says so when the process ends; the name is free then.
-        with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True), suppress(ActorDiedError):
+        with anyio.move_on_after(_CLOSE_TIMEOUT_S, shield=True), suppress(ActorDiedError, RuntimeEnvSetupError):
             while ray.is_initialized():
                 with suppress(ActorUnavailableError):
                     await self._submit(_PROBE, ())
@@ -205,6 +206,8 @@ class RayService:
                 await self._wait_reachable(error)
             except ActorDiedError as error:
                 raise self._lost(error) from without_frames(error)
+            except RuntimeEnvSetupError as error:
+                raise _not_set_up(self.label, error) from without_frames(error)
             except RayError as error:
                 raise _not_called(self.label, method, error) from without_frames(error)
 
@@ -317,6 +320,11 @@ def _not_made(label: str, error: BaseException) -> AiodataError:
     failure = OptionError(f"{label} can not be made in its process: {describe(error)}")
     failure.__cause__ = error
     return failure
+
+
+def _not_set_up(label: str, error: RayError) -> OptionError:
+    reason = str(error).strip().rpartition("\n")[2]
+    return OptionError(f"runtime_env of {label} cannot be set up: {reason} Change runtime_env in the options")
 
 
 def _not_called(label: str, method: str, error: RayError) -> AiodataError:
