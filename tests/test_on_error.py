@@ -280,10 +280,9 @@ async def test_materialized_rows_keep_their_file(runtime: str, small_files: Path
 
 @pytest.mark.ray
 @pytest.mark.slow
-async def test_consumers_of_splits_are_told_what_was_skipped(
-    ray_cluster: None, caplog: pytest.LogCaptureFixture
-) -> None:
-    ds = numbers("ray").map_batches(check, batch_size=8, on_error="skip_row")
+@pytest.mark.parametrize("runtime", ["ray"], indirect=True)
+async def test_consumers_of_splits_are_told_what_was_skipped(runtime: str, caplog: pytest.LogCaptureFixture) -> None:
+    ds = numbers(runtime).map_batches(check, batch_size=8, on_error="skip_row")
     seen: list[int] = []
     told: list[aiodata.IterationStats] = []
 
