@@ -16,12 +16,17 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import uvloop
+from hypothesis import HealthCheck, settings
 
 import aiodata
 
 # What has not come after so long, in seconds, does not come: no claim about speed, which a busy machine would refute.
 PATIENCE_S = 60.0
 
+
+# An example takes as long as the machine lets it.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
