@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import gc
 import threading
 import time
@@ -16,12 +17,17 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import uvloop
+from hypothesis import HealthCheck, settings
 
 import aiodata
 
 # What has not come after so long, in seconds, does not come: no claim about speed, which a busy machine would refute.
 PATIENCE_S = 60.0
 
+
+# An example takes as long as the machine lets it.
+settings.register_profile("patient", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("patient")
 
 LOOPS = {"asyncio": asyncio.new_event_loop, "uvloop": uvloop.new_event_loop}
 
@@ -47,9 +53,11 @@ def pytest_collection_finish() -> None:
 
 
 @pytest.fixture(scope="session")
-def ray_cluster() -> Iterator[None]:
-    """Start Ray once for all tests."""
-    ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
+def ray_cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Start Ray once for all tests of this process; those beside it wait meanwhile, as Ray gives up after 30 s."""
+    with (tmp_path_factory.getbasetemp().parent / "ray.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        ray.init("local", num_cpus=2, include_dashboard=False, logging_level="ERROR", log_to_driver=False)
     yield
     ray.shutdown()
 
