@@ -348,7 +348,7 @@ async def test_from_items_fills_in_what_a_row_lacks() -> None:
     ds = aiodata.from_items([{"a": 1}, {"b": "x"}, {"a": 2, "b": "y"}]).with_options(runtime="local")
     assert await ds.take() == [{"a": 1, "b": None}, {"a": None, "b": "x"}, {"a": 2, "b": "y"}]
     assert await aiodata.from_items(["a", "b"]).take() == [{"item": "a"}, {"item": "b"}]
-    assert await aiodata.from_items(one for one in (1.5, None)).take() == [{"item": 1.5}, {"item": None}]  # type: ignore[arg-type]
+    assert await aiodata.from_items(one for one in (1.5, None)).take() == [{"item": 1.5}, {"item": None}]
 
 
 def test_items_of_types_that_do_not_go_together_are_refused() -> None:
