@@ -200,7 +200,7 @@ def _infer(name: str, values: Any, *, nan_is_null: bool = False, mask: Any = Non
 def _no_array(name: str, error: BaseException) -> ValueError:
     remedy = "give it values of one type"
     if isinstance(error, OverflowError):
-        remedy = "integers have 64 bits: give larger ones as decimal.Decimal, or as text"
+        remedy += ", of which integers have 64 bits: give larger ones as decimal.Decimal, or as text"
     return ValueError(f"column {name!r} cannot be made an Arrow array: {error}; {remedy}")
 
 

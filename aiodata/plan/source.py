@@ -62,6 +62,8 @@ class Source(ABC):
     def pieces(self, num_tasks: int, skip: Skip) -> Sequence[Piece]:
         """Return the parts that tasks are given; at least `num_tasks` of them, if there are as many.
 
+        They are asked for in turn, as tasks start: a sequence may make each when it is asked for.
+
         Args:
             num_tasks: How many tasks are to share them.
             skip: What is told of a file that cannot be read: once for each.
