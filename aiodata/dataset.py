@@ -205,7 +205,8 @@ class Dataset(IterationVerbs):
             ...         async for batch in batches:
             ...             print(batch["id"])
             >>> asyncio.run(main())
-            DOC
+            [2 3 4 5 0 1]
+            [0 1 4 5 2 3]
         """
         shuffle = BlockShuffle(at_least("seed", seed, 0, optional=True))
         return Dataset(self._plan.shuffled(shuffle), self._options)

@@ -97,7 +97,7 @@ class InputOperator(_PassingOperator):
     Args:
         name: The stage's name.
         bundles: The blocks.
-        reorder: Returns them in the order to send them in; it may take long. None: as they are.
+        reorder: Returns them in the order to send them in. None: as they are.
         on_sent: Called when its receiver has taken a bundle.
     """
 
@@ -105,7 +105,7 @@ class InputOperator(_PassingOperator):
         self,
         name: str,
         bundles: Iterable[RefBundle],
-        reorder: Callable[[Iterable[RefBundle]], Iterable[RefBundle]] | None,
+        reorder: Callable[[Sequence[RefBundle]], Sequence[RefBundle]] | None,
         on_sent: Callable[[], None],
     ) -> None:
         """Prepare."""
@@ -118,9 +118,16 @@ class InputOperator(_PassingOperator):
         # A cancellation's traceback may keep the operator, which must not keep the blocks.
         bundles, self._bundles = self._bundles, ()
         if self._reorder is not None:
-            bundles = await ask_in_thread(partial(self._reorder, bundles))
+            bundles = await ask_in_thread(partial(_reordered, bundles, self._reorder))
         for bundle in bundles:
             await self._send(bundle, output)
+
+
+def _reordered(
+    bundles: Iterable[RefBundle], reorder: Callable[[Sequence[RefBundle]], Sequence[RefBundle]]
+) -> Sequence[RefBundle]:
+    # To list them takes a while, as their bytes are counted.
+    return reorder(tuple(bundles))
 
 
 class LimitOperator(_PassingOperator):

@@ -7,7 +7,6 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import replace
-from functools import partial
 
 import anyio
 import anyio.lowlevel
@@ -30,6 +29,7 @@ from aiodata.execution.workers import Workers
 from aiodata.plan.control import FailedRows
 from aiodata.plan.optimize import MapStage, ReadStage
 from aiodata.plan.passes import BlockShuffle
+from aiodata.plan.pieces import Piece
 from aiodata.plan.source import Source, raise_it
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work
 from aiodata.runtime.base import Task
@@ -161,10 +161,13 @@ class TaskOperator:
         num_tasks = self._workers.max_tasks
         errors: list[AiodataError] = []
         skip = errors.append if self._run.options.max_errored_blocks else raise_it
-        if shuffle is None:
-            pieces = await ask_in_thread(partial(source.pieces, num_tasks, skip))
-        else:
-            pieces = shuffle.shuffled(await ask_in_thread(partial(source.blocks, skip)), self._run.this_pass)
+
+        def pieces_of() -> Sequence[Piece]:
+            if shuffle is None:
+                return source.pieces(num_tasks, skip)
+            return shuffle.shuffled(source.blocks(skip), self._run.this_pass)
+
+        pieces = await ask_in_thread(pieces_of)
         for error in errors:
             self._run.skipped.add(error)
         self._jobs.add_pieces(pieces, num_tasks)

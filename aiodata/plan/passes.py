@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Any, TypeVar, overload
 
 import numpy as np
 
@@ -44,21 +44,39 @@ class BlockShuffle:
 
     seed: int | None = None
 
-    def shuffled(self, blocks: Iterable[T], this_pass: Pass) -> list[T]:
-        """Return blocks in the order of a pass."""
-        listed = list(blocks)
-        return [listed[index] for index in self.order(len(listed), this_pass)]
+    def shuffled(self, blocks: Sequence[T], this_pass: Pass) -> Sequence[T]:
+        """Return blocks in the order of a pass; each is asked for when it is its turn."""
+        return _Reordered(blocks, self.order(len(blocks), this_pass))
 
-    def order(self, num_blocks: int, this_pass: Pass) -> Sequence[int]:
+    def order(self, num_blocks: int, this_pass: Pass) -> np.ndarray[Any, np.dtype[np.int64]]:
         """Return the order of so many blocks, a permutation; it depends on nothing but the arguments and the seed.
 
         Example:
             >>> shuffle = BlockShuffle(seed=7)
-            >>> [list(shuffle.order(5, Pass(epoch))) for epoch in (0, 1, 0)]
+            >>> [shuffle.order(5, Pass(epoch)).tolist() for epoch in (0, 1, 0)]
             [[4, 1, 0, 2, 3], [4, 0, 3, 1, 2], [4, 1, 0, 2, 3]]
         """
         seed = this_pass.seed if self.seed is None else self.seed
         # NumPy promises that this generator draws the same numbers in all its versions.
         generator = np.random.RandomState(np.random.MT19937(np.random.SeedSequence([seed, this_pass.epoch])))
-        order: list[int] = generator.permutation(num_blocks).tolist()
-        return order
+        return generator.permutation(num_blocks)
+
+
+class _Reordered(Sequence[T]):
+    """A sequence in another order."""
+
+    def __init__(self, items: Sequence[T], order: np.ndarray[Any, np.dtype[np.int64]]) -> None:
+        self._items = items
+        self._order = order
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    @overload
+    def __getitem__(self, index: int) -> T: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[T]: ...
+    def __getitem__(self, index: int | slice) -> T | Sequence[T]:
+        if isinstance(index, slice):
+            return _Reordered(self._items, self._order[index])
+        return self._items[int(self._order[index])]
