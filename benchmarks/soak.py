@@ -32,7 +32,7 @@ NUM_BLOCKS = 20
 BATCH_ROWS = 10
 PAUSES_S = (0.0, 1.0, 4.0, 10.0)
 
-# Far beyond the longest pause, and beyond the time after which a fetch gives up.
+# Far beyond the longest pause, and beyond the time after which a fetch of what is there gives up, in seconds.
 STUCK_AFTER_S = 240.0
 _REPORT_EVERY_S = 30.0
 

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from logging.handlers import BufferingHandler
 from pathlib import Path
 from typing import Any
@@ -21,7 +22,7 @@ from ray import cloudpickle
 from ray.exceptions import ObjectRefStreamEndOfStreamError, RayError
 from ray.util.placement_group import placement_group, remove_placement_group
 
-from aiodata.concurrency import Wakeup
+from aiodata.concurrency import Wakeup, call_in_thread
 from aiodata.plan.pieces import Origin, TablePiece
 from aiodata.plan.transforms import MapBatches
 from aiodata.plan.work import Cuts, Work
@@ -352,3 +353,13 @@ def test_cluster_answers_and_is_not_asked_where_this_ray_can_not(monkeypatch: py
     compat.wait_for_answer(ray.get_runtime_context().gcs_address)
     monkeypatch.delattr("ray._raylet.GcsClient")
     compat.wait_for_answer("127.0.0.1:1")
+
+
+async def test_owner_says_on_which_node_an_object_is() -> None:
+    node = ray.get_runtime_context().get_node_id()
+    [other] = await ray.remote(lambda: [ray.put(b"x" * 1_000_000)]).remote()
+    pending = ray.remote(lambda: time.sleep(100)).remote()
+    asked = [await call_in_thread(partial(compat.ask_node_of, ref, 30), grace_s=0) for ref in (ray.put(1), other)]
+    assert asked == [node, node]
+    assert await call_in_thread(partial(compat.ask_node_of, pending, 0.1), grace_s=0) is None
+    ray.cancel(pending, force=True)

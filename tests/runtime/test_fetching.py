@@ -35,12 +35,14 @@ class Stuck:
 
     Attributes:
         is_there: Whether its owner has said that it is there.
+        is_gone: Whether that is not so any more.
         size: Its bytes, as far as known.
         comes_after: How often its owner has to be asked.
         asked: How often it was.
     """
 
     is_there: bool = False
+    is_gone: bool = False
     size: int | None = None
     comes_after: float = float("inf")
     asked: int = 0
@@ -53,6 +55,9 @@ class Stuck:
             await anyio.sleep_forever()
         return "value"
 
+    async def node(self) -> str | None:
+        return None if self.is_gone else "7"
+
     async def renew(self) -> None:
         self.asked += 1
 
@@ -64,7 +69,7 @@ def stuck(monkeypatch: pytest.MonkeyPatch) -> Stuck:
     monkeypatch.setattr(ray, "is_initialized", lambda: True)
     monkeypatch.setattr(compat, "unsettled", lambda refs: [ref for ref in refs if not ref.is_there])
     monkeypatch.setattr(compat, "size_of", lambda ref: ref.size)
-    monkeypatch.setattr(compat, "node_of", lambda _: "node 7")
+    monkeypatch.setattr(fetching, "_ask_node", Stuck.node)
     monkeypatch.setattr(compat, "owner_of", lambda _: "worker 5")
     monkeypatch.setattr(fetching, "_value", Stuck.value)
     monkeypatch.setattr(fetching, "_renew", Stuck.renew)
@@ -131,16 +136,19 @@ def test_large_object_may_take_the_longer(stuck: Stuck) -> None:
     run()
 
 
-def test_object_that_is_made_again_has_ten_minutes(stuck: Stuck, caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("is_there", [True, False], ids=["gone", "never there"])
+def test_object_that_is_made_again_has_ten_minutes(
+    stuck: Stuck, caplog: pytest.LogCaptureFixture, is_there: bool
+) -> None:
     @virtual
     async def run() -> None:
-        stuck.size = 16 * MIB
-        assert 600 <= await seconds_until_error(stuck, "worker 5", "has not said that it is there") < 610
-        assert stuck.asked > 70
+        stuck.size, stuck.is_there, stuck.is_gone = 16 * MIB, is_there, True
+        assert 600 <= await seconds_until_error(stuck, "worker 5", "does not say that it is there") < 610
+        assert is_there or stuck.asked > 70
 
     with caplog.at_level(logging.WARNING, "aiodata"):
         run()
-    assert "block 0123 (16.0 MiB) has not come for 8 s: its owner, worker 5, has not said" in caplog.text
+    assert "block 0123 (16.0 MiB) has not come for 8 s: its owner, worker 5, does not say" in caplog.text
 
 
 class _Owner:
@@ -179,7 +187,7 @@ async def test_object_that_is_never_made_is_told_and_is_an_error_that_name_it_an
     assert owner_name.startswith("worker ")
     for text in (str(caught.value), caplog.text):
         assert f"block {late.hex()}" in text
-        assert f"its owner, {owner_name}, has not said that it is there" in text
+        assert f"its owner, {owner_name}, does not say that it is there" in text
     async with anyio.create_task_group() as group:
         group.start_soon(late_value, late)
         await owner.open.remote()

@@ -13,8 +13,9 @@ What is private here, and what the public fallback costs:
   Fallback: a block counts as gone at once, since its Python reference takes no weak references; a token never does.
 - `global_worker.function_actor_manager`: an object that `ray.shutdown` drops, so that a finalizer tells of it.
   Fallback: a timer that looks every second.
-- `ray.experimental.get_local_object_locations`, which may change: what this process knows of where objects are and how
-  large. Fallback: neither is known; sizes are then counted when the metadata is there, and no block counts as near.
+- `ray.experimental.get_local_object_locations` and `get_object_locations`, which may change: what this process knows of
+  where objects are and how large, and what their owners do. Fallback: neither is known; sizes are then counted when the
+  metadata is there, and no block counts as near.
 - How Ray calls the resources of a placement group's bundles (`CPU_group_0_<id>`) where it lists those of the cluster.
   Fallback: a group counts as having nothing left, so runs leave it unless they are told to stay.
 - `GlobalStateAccessor.get_actor_table`: which actors there are, and what they hold. The public state API needs the
@@ -236,6 +237,18 @@ def size_of(ref: ray.ObjectRef) -> int | None:
 def node_of(ref: ray.ObjectRef) -> str | None:
     """Return the id of a node that holds an object, if this process knows one; asks nobody."""
     nodes: list[str] = _location(ref).get("node_ids") or []
+    return nodes[0] if nodes else None
+
+
+def ask_node_of(ref: ray.ObjectRef, within_s: float) -> str | None:
+    """Return the id of a node that holds an object, as its owner says within that time; blocks, for any thread."""
+    try:
+        locations = ray.experimental.get_object_locations([ref], int(1000 * within_s))
+    except AttributeError:
+        return node_of(ref)
+    except (RayError, RuntimeError):  # It does not answer, or Ray was shut down.
+        return None
+    nodes: list[str] = locations.get(ref, {}).get("node_ids") or []
     return nodes[0] if nodes else None
 
 

@@ -25,8 +25,11 @@ from aiodata.runtime.ray import compat
 
 _logger = logging.getLogger("aiodata")
 
-# How long a call that asks an owner anew may take, in seconds; it takes milliseconds unless the object store is full.
+# How long a call that asks an owner may take, in seconds; it takes milliseconds where nothing is wrong.
 _RENEW_S = 5.0
+
+_LOST_REMEDY = "Look whether its owner is alive and the cluster has room for the task that makes it (`ray status`)"
+_FAR_REMEDY = "Look after the nodes and the network between them (`ray status`, the logs of their raylets)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +40,9 @@ class Patience:
         look_after_s: When it is looked after again, for the first time; then after twice as long, and so on.
         look_every_s: The longest time between two looks.
         warn_after_s: Looks after this time warn.
-        give_up_s: When one that its owner says to be there counts as unreachable.
+        give_up_s: When one that its owner says to be there is given up.
         bytes_per_s: A large one may take longer: so slow may be the way to it.
-        make_s: When one that its owner does not say to be there counts as lost. It may be made again meanwhile, by a
+        make_s: When one that its owner does not say to be there is given up. It may be made again until then, by a
             function that takes its time.
     """
 
@@ -72,21 +75,22 @@ async def fetch(ref: ray.ObjectRef, what: str, patience: Patience | None = None)
     while True:
         if not ray.is_initialized():  # It would start anew.
             raise RuntimeUnavailableError("Ray was shut down before something was fetched; iterate again")
-        if not (is_there := not compat.unsettled([ref])):
+        if not (is_known := not compat.unsettled([ref])):
             await _renew(ref)
         # Cancelled, this takes nothing back: Ray goes on bringing the object here.
         with anyio.move_on_after(pause_s):
             return await _value(ref)
         # Not by the clock: the object may have come, and its reader hold the event loop meanwhile.
         waited_s += pause_s
-        size = compat.size_of(ref)
-        longest_s = patience.give_up_s + (size or 0) / patience.bytes_per_s if is_there else patience.make_s
-        if waited_s >= longest_s:
-            raise _never_came(what, ref, is_there=is_there, size=size, waited_s=waited_s)
-        if waited_s >= patience.warn_after_s:
-            message = "%s has not come for %.0f s: %s; it is asked for again"
-            _logger.warning(message, _name(what, ref, size), waited_s, _state(ref, is_there=is_there))
         pause_s = min(2 * pause_s, patience.look_every_s)
+        if waited_s < patience.warn_after_s:
+            continue
+        size, node = compat.size_of(ref), await _ask_node(ref) if is_known else None
+        name, state = _name(what, ref, size), _state(ref, node)
+        if waited_s >= (patience.make_s if node is None else patience.give_up_s + (size or 0) / patience.bytes_per_s):
+            remedy = _LOST_REMEDY if node is None else _FAR_REMEDY
+            raise AiodataError(f"{name} did not come within {waited_s:.0f} s: {state}. {remedy}, and run again.")
+        _logger.warning("%s has not come for %.0f s: %s; it is asked for again", name, waited_s, state)
 
 
 def look_after(refs: Sequence[Any]) -> None:
@@ -110,6 +114,11 @@ async def _renew(ref: ray.ObjectRef) -> None:
         await call_in_thread(partial(_take_out_anew, [ref]), grace_s=_RENEW_S)
 
 
+async def _ask_node(ref: ray.ObjectRef) -> str | None:
+    """Return a node that holds an object, as its owner says: what is known here may be of a node that is gone."""
+    return await call_in_thread(partial(compat.ask_node_of, ref, _RENEW_S), grace_s=_RENEW_S)
+
+
 def _take_out_anew(refs: list[ray.ObjectRef]) -> None:
     """Have this process ask for the owners' answers; Ray does so when references come out of an object that is read.
 
@@ -125,21 +134,8 @@ def _name(what: str, ref: ray.ObjectRef, size: int | None) -> str:
     return f"{what} {ref.hex()}" + (f" ({size / MIB:.1f} MiB)" if size else "")
 
 
-def _state(ref: ray.ObjectRef, *, is_there: bool) -> str:
+def _state(ref: ray.ObjectRef, node: str | None) -> str:
     owner = compat.owner_of(ref)
-    if not is_there:
-        return f"its owner, {owner}, has not said that it is there: it is made again, or its owner does not answer"
-    node = compat.node_of(ref)
-    return f"its owner, {owner}, says that it is there" + (f", on node {node}" if node else "")
-
-
-def _never_came(what: str, ref: ray.ObjectRef, *, is_there: bool, size: int | None, waited_s: float) -> AiodataError:
-    remedy = (
-        "Look after the nodes and the network between them (`ray status`, the logs of their raylets)"
-        if is_there
-        else "Look whether its owner is alive and the cluster has room for the task that makes it (`ray status`)"
-    )
-    return AiodataError(
-        f"{_name(what, ref, size)} did not come within {waited_s:.0f} s: {_state(ref, is_there=is_there)}. "
-        f"{remedy}, and run again."
-    )
+    if node is not None:
+        return f"its owner, {owner}, says that it is there, on node {node}"
+    return f"its owner, {owner}, does not say that it is there: it is made again, or its owner does not answer"
