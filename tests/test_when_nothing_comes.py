@@ -32,6 +32,7 @@ WORDS = {
     "split 1 has waited 30 s": ("batching/split_feed.py", ["s for epoch", "not there; every split needs a consumer"]),
     "split 1 has waited 9 s": ("batching/split_feed.py", ["s for rows; its coordinator says:"]),
     "streaming_split does not": ("runtime/ray/host.py", ["does not answer for", "is busy. If it goes on, see"]),
+    "block 00ffa1b2": ("runtime/ray/fetching.py", ["has not come for", "; it is asked for again", "its owner, "]),
     "map_batches(f): nothing": ("execution/task_operator.py", ["nothing has come of its", "never returns, give what"]),
 }
 
