@@ -70,19 +70,19 @@ class Gate:
         """Start nothing yet."""
         self._name = f"aiodata gate {uuid4().hex}"
         self._session = session
-        self._num_passes = 0
+        self._num_tickets = 0
         self._actor: Any = None
         self._is_opening = False
         self._is_closed = False
         # What the actor is to be told when it is there.
         self._given: dict[int, int] = {}
 
-    def new_pass(self) -> Pass:
+    def new_ticket(self) -> Ticket:
         """Return what a task that is submitted waits with."""
-        self._num_passes += 1
-        return Pass(self._name, self._num_passes)
+        self._num_tickets += 1
+        return Ticket(self._name, self._num_tickets)
 
-    def give(self, to: Pass, num_blocks: int) -> None:
+    def give(self, to: Ticket, num_blocks: int) -> None:
         """Let a task make so many blocks, in all, beyond the room that it had; 0: have the actor ready."""
         if self._is_closed or self._session.is_down:
             return
@@ -122,7 +122,7 @@ class Gate:
 
 
 @dataclass(frozen=True, slots=True)
-class Pass:
+class Ticket:
     """What a task knows of the gate: its name, and its own number there."""
 
     gate: str
@@ -137,9 +137,9 @@ class Waiter:
         control: What stops it.
     """
 
-    def __init__(self, task: Pass, control: Control) -> None:
+    def __init__(self, task: Ticket, control: Control) -> None:
         """Ask nothing yet."""
-        self._pass = task
+        self._ticket = task
         self._control = control
         self._max_blocks = 0
 
@@ -152,7 +152,7 @@ class Waiter:
         if num_blocks <= self._max_blocks:
             return
         self._control.settle()
-        answer = self._find().wait.remote(self._pass.number, num_blocks)
+        answer = self._find().wait.remote(self._ticket.number, num_blocks)
         while not ray.wait([answer], timeout=_LOOK_EVERY_S)[0]:
             self._look()
         try:
@@ -166,7 +166,7 @@ class Waiter:
         while True:
             self._look()
             try:
-                return ray.get_actor(self._pass.gate, NAMESPACE)
+                return ray.get_actor(self._ticket.gate, NAMESPACE)
             except ValueError:
                 time.sleep(_FIND_EVERY_S)
 
