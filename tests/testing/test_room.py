@@ -13,8 +13,8 @@ MIB = 1 << 20
 BUDGET = 8 * MIB
 NUM_WORKERS = 4
 
-# Tasks of an operator in flight, each of which may have made one block more than it was given room for; and one block of
-# the task that goes on whatever the budget says.
+# Tasks of an operator in flight, each of which may have made one block more than it was given room for; and one block
+# of the task that goes on whatever the budget says.
 MAX_BLOCKS_MORE = 2 * NUM_WORKERS + 1
 
 SOURCE = SimulatedSource(num_pieces=12, rows_per_block=200)
