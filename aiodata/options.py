@@ -46,8 +46,9 @@ class ExecutionOptions:
         num_cpus: CPUs that the run may use at a time; by default all of the runtime's.
         target_block_bytes: Size that blocks grow to, in bytes; the first ones of a task are smaller.
         max_object_store_bytes: Bytes of blocks that the run may keep, wherever they are: made by tasks, on the way, or
-            held by the consumer. Tasks start only while there is room for what they will produce, and blocks are at
-            most an eighth of it. None: a quarter of Ray's object store, or of this machine's memory.
+            held by the consumer. Tasks start only while there is room for what they will produce, blocks are at most an
+            eighth of it, and a call of a function that yields more waits for room between two blocks. None: a quarter
+            of Ray's object store, or of this machine's memory.
         metadata_prefetch: Whether the metadata of blocks is fetched for many at once, ahead of need; else for one at
             a time. The results are the same.
         max_errored_blocks: How many failures may be skipped; each is listed in the statistics. A function that fails

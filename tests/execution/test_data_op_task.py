@@ -270,3 +270,32 @@ def test_all_that_is_counted_is_settled_exactly(
     expected_bytes: int, batches: list[list[Drawn]], abandon_after: int | None
 ) -> None:
     asyncio.run(play(expected_bytes, batches, abandon_after))
+
+
+def beyond(number: int, num_bytes: int) -> Pair:
+    """A pair of a block after which the task waits for room."""
+    pair = pair_of(number, num_bytes=num_bytes)
+    return Pair(pair.ref, FakeMetadata(replace(output_of(pair.ref), needs_room=True)))
+
+
+async def test_nothing_is_expected_of_a_task_that_waits_for_room_but_what_it_is_given() -> None:
+    setting = Setting(expected_bytes=60)
+    setting.handle.give(beyond(0, 70))
+    await setting.lane.flush()
+    assert setting.counts == (70, 0)
+    assert setting.owner.seen == [0, "needs room"]
+    setting.task.give_room(2)
+    assert (setting.counts, setting.handle.room) == ((70, 140), 2)
+    setting.handle.give(beyond(1, 50), beyond(2, 50))
+    await setting.lane.flush()
+    assert setting.counts == (170, 0), "its blocks turned out smaller, and it waits again"
+    assert setting.owner.seen == [0, "needs room", 1, 2, "needs room"]
+    setting.task.give_room(1)
+    assert setting.handle.room == 3, "in all"
+
+
+async def test_lost_block_may_have_said_that_the_task_waits() -> None:
+    setting = Setting(expected_bytes=40)
+    setting.handle.give(pair_of(0, num_bytes=40, error=LOST))
+    await setting.lane.flush()
+    assert setting.owner.seen == [LOST, "needs room"]

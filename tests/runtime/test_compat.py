@@ -28,6 +28,7 @@ from aiodata.plan.transforms import MapBatches
 from aiodata.plan.work import Cuts, Work
 from aiodata.runtime.ray import compat
 from aiodata.runtime.ray.compat import ReportStream
+from aiodata.runtime.ray.gate import Ticket
 from aiodata.runtime.ray.packed import unpack_report
 from aiodata.runtime.ray.worker import StageActor
 from tests.conftest import until
@@ -113,7 +114,9 @@ async def test_actors_of_stages_report_blocks_alone_and_in_groups(use_private: b
     for name, size in sizes.items():
         cuts = Cuts(1 << 20, 1 << 20, 1, 1, 1, 1 << 40, 1 << 40, in_groups=size > 2)
         work = Work([TablePiece(pa.table({"id": range(20)}), Origin("numbers", None))], cuts)
-        taken = await read(compat.report_stream(getattr(actor, name).remote(work), size, use_private=use_private))
+        taken = await read(
+            compat.report_stream(getattr(actor, name).remote(work, Ticket("none", 1)), size, use_private=use_private)
+        )
         assert len(taken) == (21 if size == 2 else 2)
         blocks = [block for refs in taken for block in ray.get(refs[:-1])]
         assert pa.concat_tables(filter(None, blocks))["id"].to_pylist() == list(range(20))

@@ -69,11 +69,11 @@ class RayActor:
         in_groups = work.cuts.in_groups
         method = self._handle.run_in_groups if in_groups else self._handle.run
         look_after(refs)
-        at_gate = self._gate.new_ticket()
-        generator = method.remote(work, at_gate, *refs)
+        ticket = self._gate.new_ticket()
+        generator = method.remote(work, ticket, *refs)
         held_bytes = max_held_bytes(work, refs, self._session)
         size = report_size(in_groups=in_groups)
-        give_room = partial(self._gate.give, at_gate)
+        give_room = partial(self._gate.give, ticket)
         task = RayTask(self._name, generator, size, self._session, on_ready, held_bytes, give_room)
         self._tasks.add(task)
         task.when_complete(lambda: self._note_complete(task))

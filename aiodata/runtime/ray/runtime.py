@@ -223,12 +223,12 @@ class RayStage:
         in_groups = work.cuts.in_groups
         start = self._starts.submit()
         look_after(refs)
-        at_gate = self._gate.new_ticket()
+        ticket = self._gate.new_ticket()
         with refusals(self._name, self._asked):
-            generator = self._functions[in_groups].remote(self._chain, work, at_gate, start.announces, *refs)
+            generator = self._functions[in_groups].remote(self._chain, work, ticket, start.announces, *refs)
         held_bytes = max_held_bytes(work, [self._chain, *refs], self._session)
         size = report_size(in_groups=in_groups)
-        give_room = partial(self._gate.give, at_gate)
+        give_room = partial(self._gate.give, ticket)
         return RayTask(self._name, generator, size, self._session, on_ready, held_bytes, give_room, start)
 
     def start_actor(self) -> RayActor:

@@ -80,19 +80,19 @@ def _report_blocks(in_groups: bool) -> int:
     return _GROUP_BLOCKS if in_groups else 1
 
 
-def run_packed_work(chain: bytes, work: Work, at_gate: Ticket, announces: bool, *blocks: pa.Table) -> Iterator[Report]:
+def run_packed_work(chain: bytes, work: Work, ticket: Ticket, announces: bool, *blocks: pa.Table) -> Iterator[Report]:
     """Run work in a Ray worker; the last report says goodbye, with the error if there was one.
 
     Args:
         chain: The transforms, pickled.
         work: What to do.
-        at_gate: What it waits for room with.
+        ticket: What it waits for room with.
         announces: Whether the first report has no blocks, and says that the task has started.
         *blocks: The blocks that the work's pieces stand for.
     """
     if announces:
         yield ReportPacker(_report_blocks(work.cuts.in_groups)).report()
-    yield from _run(lambda: cloudpickle.loads(chain), work, blocks, at_gate, Control())
+    yield from _run(lambda: cloudpickle.loads(chain), work, blocks, ticket, Control())
 
 
 class StageActor:
@@ -120,18 +120,18 @@ class StageActor:
     def probe(self) -> None:
         """Be there."""
 
-    def run(self, work: Work, at_gate: Ticket, *blocks: pa.Table) -> Iterator[Report]:
+    def run(self, work: Work, ticket: Ticket, *blocks: pa.Table) -> Iterator[Report]:
         """Run work on the state."""
-        yield from self._reports(work, at_gate, blocks)
+        yield from self._reports(work, ticket, blocks)
 
-    def run_in_groups(self, work: Work, at_gate: Ticket, *blocks: pa.Table) -> Iterator[Report]:
+    def run_in_groups(self, work: Work, ticket: Ticket, *blocks: pa.Table) -> Iterator[Report]:
         """Do the same; a method of its own, since Ray has to know how long its reports are."""
-        yield from self._reports(work, at_gate, blocks)
+        yield from self._reports(work, ticket, blocks)
 
-    def _reports(self, work: Work, at_gate: Ticket, blocks: Sequence[pa.Table]) -> Iterator[Report]:
+    def _reports(self, work: Work, ticket: Ticket, blocks: Sequence[pa.Table]) -> Iterator[Report]:
         control = Control()
         is_canceled = ray.get_runtime_context().is_canceled
-        for report in _run(self._state, work, blocks, at_gate, control):
+        for report in _run(self._state, work, blocks, ticket, control):
             yield report
             if is_canceled():
                 control.stop()
@@ -146,14 +146,14 @@ def _run(
     chain: Callable[[], Sequence[Transform]],
     work: Work,
     blocks: Sequence[pa.Table],
-    at_gate: Ticket,
+    ticket: Ticket,
     control: Control,
 ) -> Iterator[Report]:
     # Ray gives each task its own CPU, so Arrow's pool must not take the others'.
     pa.set_cpu_count(1)
     packer = ReportPacker(_report_blocks(work.cuts.in_groups))
     try:
-        end = yield from _packing(run_work(work, chain(), blocks, control), packer, Waiter(at_gate, control))
+        end = yield from _packing(run_work(work, chain(), blocks, control), packer, Waiter(ticket, control))
     except Stopped:
         end = TaskEnd()
     except BaseException as error:
