@@ -130,7 +130,7 @@ def test_what_is_asked_for_is_done_whatever_there_is_room_for() -> None:
         (Resources(scheduling_strategy=PlacementGroupSchedulingStrategy(GROUP)), 3),
         (Resources(num_cpus=0.1, scheduling_strategy=PlacementGroupSchedulingStrategy(GROUP)), 30),
     ],
-    ids=str,
+    ids=["nothing", "cpus", "half a gpu", "gpu and memory", "custom", "in a group", "tenths in a group"],
 )
 def test_as_many_run_at_once_as_there_is_room_for_where_they_run(resources: Resources, at_once: int | None) -> None:
     bundles = GROUP.amounts({"CPU": 1.0}, {"CPU": 3.0})
