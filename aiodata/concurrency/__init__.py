@@ -1,5 +1,6 @@
 """Tasks and wake-ups: the only place where tasks are created."""
 
+from aiodata.concurrency.interrupts import held_interrupts
 from aiodata.concurrency.loop_lag import LoopLagMonitor
 from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
 from aiodata.concurrency.starting import start
@@ -21,6 +22,7 @@ __all__ = [
     "call_in_thread",
     "cleared_frames",
     "close_and_drop",
+    "held_interrupts",
     "receive",
     "run_in_thread",
     "send",

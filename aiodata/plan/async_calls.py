@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Generator, Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from aiodata.block import as_block
@@ -136,7 +137,7 @@ class AsyncCalls:
                 return
             call, batch = self._waiting.popleft()
             self._running.add(call)
-            call.task = self._loop.start(self._follow(call, batch))
+            call.task = self._loop.start(partial(self._follow, call, batch))
             del batch
 
     async def _follow(self, call: _Call, batch: InputBatch) -> None:

@@ -69,14 +69,14 @@ def test_calls_overlap_up_to_the_bound_at_little_cost() -> None:
 
     async def nap(batch: Batch) -> Batch:
         with calls.noted(int(batch["id"][0])):
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.1)
         return batch
 
     started = time.perf_counter()
     outputs = outputs_of(Work((counted(1000),), UNLIMITED), [mapped(nap, 1, 100)])
     assert ids_of(outputs) == list(range(1000))
     assert calls.peak == 100
-    assert time.perf_counter() - started < 1.0  # One at a time they would take 10 seconds.
+    assert time.perf_counter() - started < 25  # One at a time they would take 100 seconds.
 
 
 def test_slow_call_does_not_hold_up_the_others_at_once() -> None:
