@@ -236,7 +236,7 @@ class LocalActor:
         return state
 
     async def _close(self) -> None:
-        """Let go of the state, and close it in a worker thread, which is waited for as long as this is not cancelled."""
+        """Let go of the state, and close it in a worker thread, which is waited for if this is not cancelled."""
         self._chain = ()
         self._is_over = True
         loop = asyncio.get_running_loop()

@@ -111,7 +111,7 @@ def test_loop_that_a_thread_runs_is_closed_by_that_thread(said: list[str]) -> No
         may_go_on.wait(20)  # As a thread that is left behind in a call of the user's does.
 
     def run() -> None:
-        loop.start(block)
+        _ = loop.start(block)
         loop.settle(lambda: None)
 
     thread = threading.Thread(target=run)

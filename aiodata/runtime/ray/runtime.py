@@ -18,6 +18,7 @@ from aiodata.bundle import BlockRef, InlineBlock
 from aiodata.concurrency import ask_in_thread, call_in_thread
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions
+from aiodata.plan.naming import short_name
 from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work
@@ -179,7 +180,7 @@ class RayStage:
         given = {"num_cpus": resources.num_cpus, "num_gpus": resources.num_gpus}
         shared = {key: value for key, value in given.items() if value is not None}
         self._functions = {
-            in_groups: function.options(name=f"aiodata {name}", max_retries=retries, **shared)
+            in_groups: function.options(name=short_name(f"aiodata {name}"), max_retries=retries, **shared)
             for in_groups, function in ((False, _run_one_by_one), (True, _run_in_groups))
         }
         self._actor_class = _actor_class.options(max_restarts=retries, max_task_retries=retries, **shared)
