@@ -15,6 +15,7 @@ import asyncio
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator, Iterable, Iterator
 from contextlib import aclosing
+from functools import partial
 from typing import Any
 
 from aiodata.block import as_block
@@ -110,7 +111,7 @@ class AsyncCalls:
         self._control.call()
         call = _Call()
         self._running.add(call)
-        call.task = self._loop.start(self._follow(call, batch, self._once))
+        call.task = self._loop.start(partial(self._follow, call, batch, self._once))
         self._loop.run_until(lambda: call.is_done, self._control.checkpoint)
         if call.error is not None:
             self._failed.remove(call)
@@ -171,7 +172,7 @@ class AsyncCalls:
                 return
             call, batch = self._waiting.popleft()
             self._running.add(call)
-            call.task = self._loop.start(self._follow(call, batch, self._run))
+            call.task = self._loop.start(partial(self._follow, call, batch, self._run))
             del batch
 
     async def _follow(self, call: _Call, batch: InputBatch, run: _Run) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 
+from aiodata.concurrency.interrupts import held_interrupts
 from aiodata.errors import AiodataError, TaskError
 from aiodata.plan.call_loop import CallLoop
 from aiodata.plan.pieces import Origin
@@ -115,30 +116,49 @@ class Control:
         Args:
             kept: The actor's loop, if there is one; it is left open.
         """
-        loop = kept or self._own_loop or CallLoop()
-        if kept is None:
-            self._own_loop = loop
-        self._loops.append(loop)
+        loop = kept or self._own_loop
         try:
+            with held_interrupts():
+                if loop is None:
+                    loop = self._own_loop = CallLoop()
+                self._loops.append(loop)
             yield loop
         finally:
-            self._loops.remove(loop)
-            if kept is None and loop not in self._loops:
-                self._own_loop = None
-                loop.close()
+            with held_interrupts():
+                if loop in self._loops:
+                    self._loops.remove(loop)
+                if loop is not None and kept is None and loop not in self._loops:
+                    self._own_loop = None
+                    loop.close()
 
 
-@contextmanager
-def blame(operator: str, origin: Origin) -> Iterator[None]:
-    """Turn an exception of the body into a `TaskError` that names the operator and the rows."""
-    try:
-        yield
-    except (AiodataError, Stopped, KeyboardInterrupt):
-        raise
-    # From a user's function all else is an error like any other: it must not pass for the end of the data, nor a
-    # panic in some library for a cancellation.
-    except BaseException as error:
-        raise TaskError(operator, origin.source, origin.rows, describe(error)) from error
+class blame:
+    """Turns an exception of the body into a `TaskError` that names the operator and the rows.
+
+    It is no generator: one that an interrupt drops at its `yield` would turn its own end into an error.
+    """
+
+    __slots__ = ("_operator", "_origin")
+
+    def __init__(self, operator: str, origin: Origin) -> None:
+        """Note whom to blame."""
+        self._operator = operator
+        self._origin = origin
+
+    def __enter__(self) -> None:
+        """Do nothing."""
+
+    def __exit__(self, kind: object, error: BaseException | None, frames: object) -> None:
+        """Raise the error as what it is to be.
+
+        Raises:
+            TaskError: There is an error, and it is no error of aiodata's yet.
+        """
+        # From a user's function all else is an error like any other: it must not pass for the end of the data, nor a
+        # panic in some library for a cancellation.
+        if error is None or isinstance(error, AiodataError | Stopped | KeyboardInterrupt):
+            return
+        raise TaskError(self._operator, self._origin.source, self._origin.rows, describe(error)) from error
 
 
 def describe(error: BaseException) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from aiodata.errors import OptionError, UnknownColumnError
+from aiodata.plan.naming import short_name
 from aiodata.schemas import near_miss
 
 # How Arrow says that a column is not there.
@@ -20,7 +21,7 @@ UNSHOWN = "<an expression with bytes in it>"
 
 
 def show_expression(expression: Any) -> str:
-    """Return an expression as text, for names and errors.
+    """Return an expression as text, for names and errors: as one line, and shortened.
 
     Example:
         >>> import pyarrow.compute as pc
@@ -28,7 +29,7 @@ def show_expression(expression: Any) -> str:
         '(x > 0)'
     """
     try:
-        return str(expression)
+        return short_name(str(expression))
     except UnicodeDecodeError:  # Arrow writes bytes out as they are.
         return UNSHOWN
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from aiodata.options import MIB
+from aiodata.plan.naming import short_name
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Step, Union
 from aiodata.plan.passes import BlockShuffle
 from aiodata.plan.source import Source
@@ -34,9 +35,14 @@ class ReadStage:
     shuffle: BlockShuffle | None = None
 
     @property
-    def name(self) -> str:
+    def steps(self) -> str:
         """Source and transforms, joined by arrows."""
         return " -> ".join([self.source.name, *(transform.name for transform in self.chain)])
+
+    @property
+    def name(self) -> str:
+        """The steps, shortened."""
+        return short_name(self.steps)
 
     @property
     def note(self) -> str:
@@ -59,7 +65,7 @@ class InputStage:
     @property
     def name(self) -> str:
         """The source."""
-        return self.source.name
+        return short_name(self.source.name)
 
     @property
     def note(self) -> str:
@@ -82,9 +88,14 @@ class MapStage:
     workers: tuple[int, int] | None = None
 
     @property
-    def name(self) -> str:
+    def steps(self) -> str:
         """The transforms, joined by arrows."""
         return " -> ".join(transform.name for transform in self.chain)
+
+    @property
+    def name(self) -> str:
+        """The steps, shortened."""
+        return short_name(self.steps)
 
     @property
     def needs_actors(self) -> bool:
@@ -230,5 +241,6 @@ def _lines(stages: tuple[Stage, ...], depth: int) -> list[tuple[str, str]]:
         if isinstance(stage, UnionStage):
             for branch in stage.branches:
                 lines += _lines(branch, depth + 1)
-        lines.append(("  " * depth + stage.name, stage.note))
+        steps = stage.steps if isinstance(stage, ReadStage | MapStage) else stage.name
+        lines.append(("  " * depth + steps, stage.note))
     return lines

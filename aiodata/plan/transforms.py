@@ -27,6 +27,7 @@ from aiodata.plan.control import blame as blame
 from aiodata.plan.control import describe as describe
 from aiodata.plan.filtering import check_expression, explain_failure, filter_table, show_expression
 from aiodata.plan.input_batches import InputBatch, InputBatches
+from aiodata.plan.naming import short_name
 from aiodata.plan.output_schema import OutputSchema
 from aiodata.plan.pieces import Origin
 from aiodata.plan.pieces import Rows as Rows
@@ -156,7 +157,7 @@ class MapBatches(Transform):
     @property
     def name(self) -> str:
         """`map_batches(<function or class>)`."""
-        return f"map_batches({getattr(self.fn, '__name__', type(self.fn).__name__)})"
+        return short_name(f"map_batches({getattr(self.fn, '__name__', type(self.fn).__name__)})")
 
     @property
     def calls_user_code(self) -> bool:
@@ -310,7 +311,7 @@ class SelectColumns(Transform):
     @property
     def name(self) -> str:
         """`select_columns([...])`."""
-        return f"select_columns({list(self.columns)})"
+        return short_name(f"select_columns({list(self.columns)})")
 
     @property
     def keeps_num_rows(self) -> bool:
@@ -355,7 +356,7 @@ class FilterRows(Transform):
     @property
     def name(self) -> str:
         """`filter(<expression>)`."""
-        return f"filter({show_expression(self.expression)})"
+        return short_name(f"filter({show_expression(self.expression)})")
 
     def output_schema(self, schema: pa.Schema | None) -> pa.Schema | None:
         """Return the same schema.

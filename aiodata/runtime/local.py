@@ -24,7 +24,7 @@ import anyio.lowlevel
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef, Charge, InlineBlock
-from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, start
+from aiodata.concurrency import Wakeup, call_in_thread, cleared_frames, run_in_thread, start
 from aiodata.errors import AiodataError, OptionError, is_failure
 from aiodata.options import ExecutionOptions
 from aiodata.plan.nodes import Resources
@@ -162,6 +162,9 @@ class LocalActor:
         self._free = anyio.Lock()
         self._has_begun = False
         self._begun = anyio.Event()
+        # What is to be closed at the end; popping is atomic, so a state that is built too late is closed once, too.
+        self._states: list[Chain] = []
+        self._is_over = False
         self._built = anyio.Event()
         self._gone = anyio.Event()
         self._scope = anyio.CancelScope()
@@ -206,10 +209,9 @@ class LocalActor:
 
     async def _run(self) -> None:
         self._has_begun = True
-        built: Chain = ()
         try:
             with self._scope:
-                built = await self._build()
+                await self._build()
                 await anyio.sleep_forever()
         finally:
             self.stop()
@@ -221,24 +223,52 @@ class LocalActor:
                 with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
                     for task in list(self._tasks):
                         await task.wait_stopped()
-                    await call_in_thread(partial(close, built), grace_s=self._runtime.close_timeout_s)
             finally:
                 # Also where a loop that ends cancels each task once more, from which nothing shields.
-                self._chain = ()
-                self._gone.set()
+                await self._close()
 
-    async def _build(self) -> Chain:
+    async def _build(self) -> None:
         try:
             async with self._runtime.limiter:
                 self._begun.set()
-                self._chain = await call_in_thread(partial(build, self._chain), grace_s=self._runtime.close_timeout_s)
+                grace_s = self._runtime.close_timeout_s
+                self._chain = await call_in_thread(self._build_state, grace_s=grace_s)
         except BaseException as error:
             if not is_failure(error):
                 raise
             self._error = as_failure(error)
             self._chain = ()
         self._built.set()
-        return self._chain
+
+    def _build_state(self) -> Chain:
+        """Build the state; called in a worker thread."""
+        state = build(self._chain)
+        self._states.append(state)
+        if self._is_over:  # The thread was left behind.
+            self._close_states()
+        return state
+
+    async def _close(self) -> None:
+        """Let go of the state, and close it in a worker thread, which is waited for if this is not cancelled."""
+        self._chain = ()
+        self._is_over = True
+        loop = asyncio.get_running_loop()
+
+        def close_states() -> None:
+            try:
+                self._close_states()
+            finally:
+                _tell(loop, self._gone.set)
+
+        run_in_thread(close_states)
+        with anyio.move_on_after(self._runtime.close_timeout_s, shield=True):
+            await self._gone.wait()
+        self._gone.set()
+
+    def _close_states(self) -> None:
+        while self._states:
+            with suppress(IndexError):
+                close(self._states.pop())
 
 
 class LocalTask:

@@ -18,6 +18,7 @@ from aiodata.errors import OptionError, SourceError, UnknownColumnError
 from aiodata.origin import Origin, Spans
 from aiodata.plan.control import blame
 from aiodata.plan.filtering import filter_table, show_expression
+from aiodata.plan.naming import short_name
 from aiodata.plan.pieces import Chunk, Piece
 from aiodata.plan.source import Skip, Source, raise_it
 from aiodata.schemas import duplicates, near_miss
@@ -259,9 +260,9 @@ class ParquetSource(Source):
     @property
     def name(self) -> str:
         """`read_parquet(<path>)`, with what is pushed down."""
-        columns = "" if self.columns is None else f", columns={list(self.columns)}"
+        columns = "" if self.columns is None else f", columns={short_name(str(list(self.columns)))}"
         condition = "" if self.filter is None else f", filter={show_expression(self.filter)}"
-        return f"read_parquet({self.paths.name}{columns}{condition})"
+        return f"read_parquet({short_name(self.paths.name)}{columns}{condition})"
 
     def with_columns(self, columns: tuple[str, ...]) -> Source | None:
         """Read just these columns, if none were chosen yet or these are among them."""

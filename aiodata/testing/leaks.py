@@ -17,7 +17,8 @@ async def no_leaks(*, within_s: float = 5.0) -> AsyncIterator[None]:
     """Check that a block of code leaves no task and no async generator behind, and no error that nobody saw.
 
     Tasks may take a while to end. An async generator that was dropped before its end counts as long as the loop has
-    not closed it. An exception of the block itself passes, unchecked.
+    not closed it. An exception of the block itself passes, unchecked. It may be the body of an async fixture, and
+    `IsolatedAsyncioTestCase.asyncSetUp` may enter it by `enterAsyncContext`.
 
     Args:
         within_s: How long tasks may take to end, in seconds of the loop's clock.
@@ -39,37 +40,62 @@ async def no_leaks(*, within_s: float = 5.0) -> AsyncIterator[None]:
         AssertionError: left behind: task 'forgotten'
     """
     before = asyncio.all_tasks()
-    with _watched_generators() as generators, _watched_errors() as complaints:
+    with _watched_generators() as unfinished_generators, _watched_errors() as complaints:
         yield
         # What only a reference cycle holds is found and closed now.
         gc.collect()
-        tasks = asyncio.all_tasks() - before
+        tasks = asyncio.all_tasks() - before - _callers(before)
         if tasks:
             await asyncio.wait(tasks, timeout=within_s)
         left = [f"task {task.get_name()!r}" for task in tasks if not task.done()]
-        left += [f"async generator {one.__qualname__!r}" for one in generators if one.ag_frame is not None]
+        left += [f"async generator {name!r}" for name in unfinished_generators()]
         left += complaints
     if left:
         raise AssertionError(f"left behind: {', '.join(sorted(left))}")
 
 
+def _callers(before: set[asyncio.Task[Any]]) -> set[asyncio.Task[Any]]:
+    """Return the tasks that wait for the end of the check: a fixture ends in other tasks than it has begun in.
+
+    They are the running one, and those that test frameworks have run the loop with, now as before.
+    """
+    ended = {_code(task) for task in before if task.done()}
+    return {task for task in asyncio.all_tasks() if task is asyncio.current_task() or _code(task) in ended}
+
+
+def _code(task: asyncio.Task[Any]) -> object:
+    return getattr(task.get_coro(), "cr_code", task)
+
+
 @contextmanager
-def _watched_generators() -> Iterator[weakref.WeakSet[AsyncGeneratorType[Any, Any]]]:
-    """Give the async generators of this thread that are iterated for the first time meanwhile."""
+def _watched_generators() -> Iterator[Callable[[], list[str]]]:
+    """Give what names the async generators that were begun meanwhile, in this thread, and are not finished."""
     hooks = sys.get_asyncgen_hooks()
-    generators: weakref.WeakSet[AsyncGeneratorType[Any, Any]] = weakref.WeakSet()
+    begun: weakref.WeakSet[AsyncGeneratorType[Any, Any]] = weakref.WeakSet()
+    before = weakref.WeakSet(_all_generators())
 
     def on_first_iteration(generator: AsyncGenerator[Any, Any]) -> None:
         if isinstance(generator, AsyncGeneratorType):
-            generators.add(generator)
+            begun.add(generator)
         if hooks.firstiter is not None:
             hooks.firstiter(generator)
 
+    def unfinished() -> list[str]:
+        is_hooked = sys.get_asyncgen_hooks().firstiter is on_first_iteration
+        # A loop that is run anew, as between a fixture and its test, sets hooks of its own: these are all that are new.
+        generators = list(begun) if is_hooked else [one for one in _all_generators() if one not in before]
+        return [one.__qualname__ for one in generators if one.ag_frame is not None]
+
     sys.set_asyncgen_hooks(firstiter=on_first_iteration)
     try:
-        yield generators
+        yield unfinished
     finally:
-        sys.set_asyncgen_hooks(firstiter=hooks.firstiter)
+        if sys.get_asyncgen_hooks().firstiter is on_first_iteration:
+            sys.set_asyncgen_hooks(firstiter=hooks.firstiter)
+
+
+def _all_generators() -> list[AsyncGeneratorType[Any, Any]]:
+    return [one for one in gc.get_objects() if isinstance(one, AsyncGeneratorType)]
 
 
 @contextmanager

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
+import aiodata
 from aiodata.bundle import BlockMetadata, RefBundle
 from aiodata.plan.nodes import Apply, Limit, Plan, Read, Resources, Step, Union
 from aiodata.plan.optimize import InputStage, LimitStage, MapStage, ReadStage, UnionStage, explain, optimize, push_down
@@ -301,3 +302,19 @@ def test_explain_shows_the_branches_of_a_union_above_it_indented() -> None:
         "union(2)                passes on the blocks of all that is above",
         "limit(5)                narrows row ranges, then ends what is before it",
     ]
+
+
+def test_names_are_short_and_have_one_line_whatever_things_are_called() -> None:
+    def clean(batch: Any) -> Any:
+        return batch
+
+    clean.__name__ = "clean\nup " * 50
+    many = pc.field("x").isin([f"value\n{index}" for index in range(1000)])
+    ds = aiodata.from_items([{"x": "value\n1"}])
+    for one in (ds.filter(many), ds.map_batches(clean), ds.select_columns([f"c{index}" for index in range(500)])):
+        one = one.limit(10).map_batches(clean, concurrency=1).map_batches(clean)
+        stages = optimize(one._plan)
+        for name in [stage.name for stage in stages] + [line.split("    ")[0] for line in one.explain().splitlines()]:
+            assert name.isprintable()
+        assert all(len(stage.name) <= 60 for stage in stages)
+    assert FilterRows(many).name.startswith("filter(is_in(x, ")

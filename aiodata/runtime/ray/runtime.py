@@ -18,6 +18,7 @@ from aiodata.bundle import BlockRef, InlineBlock
 from aiodata.concurrency import ask_in_thread, call_in_thread
 from aiodata.errors import OptionError
 from aiodata.options import ExecutionOptions
+from aiodata.plan.naming import short_name
 from aiodata.plan.nodes import Resources
 from aiodata.plan.transforms import Transform
 from aiodata.plan.work import OutputMetadata, TaskEnd, Work
@@ -203,7 +204,7 @@ class RayStage:
         retries = options.task_max_retries
         with refusals(name, asked):
             self._functions = {
-                in_groups: function.options(name=f"aiodata {name}", max_retries=retries, **asked)
+                in_groups: function.options(name=short_name(f"aiodata {name}"), max_retries=retries, **asked)
                 for in_groups, function in ((False, _run_one_by_one), (True, _run_in_groups))
             }
             self._actor_class = _actor_class.options(max_restarts=retries, max_task_retries=retries, **asked)
