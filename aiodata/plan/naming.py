@@ -15,7 +15,7 @@ def short_name(text: str, limit: int = MAX_NAME) -> str:
         >>> short_name("map_batches(clean)")
         'map_batches(clean)'
         >>> short_name("is_in(x,\n  {value_set=[1, 2, 3, 4, 5]})", 24)
-        'is_in(x, {value...5]})'
+        'is_in(x, {valu...4, 5]})'
     """
     line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
     if len(line) <= limit:
