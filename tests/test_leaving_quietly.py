@@ -50,7 +50,7 @@ def run(program: str, tmp_path: Path, *args: str, strict: bool = True) -> subpro
         env=inherited,
         capture_output=True,
         text=True,
-        timeout=4 * PATIENCE_S,
+        timeout=2 * PATIENCE_S,
         check=False,
     )
 

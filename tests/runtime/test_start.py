@@ -19,7 +19,7 @@ pytestmark = [pytest.mark.ray, pytest.mark.slow]
 
 
 def run(
-    program: str, tmp_path: Path, *, timeout_s: float = 4 * PATIENCE_S, **environment: str
+    program: str, tmp_path: Path, *, timeout_s: float = 2 * PATIENCE_S, **environment: str
 ) -> subprocess.CompletedProcess[str]:
     inherited = {name: value for name, value in os.environ.items() if name not in {"RAY_ADDRESS", "AIODATA_RUNTIME"}}
     path = tmp_path / "program.py"
