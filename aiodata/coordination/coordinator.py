@@ -16,7 +16,8 @@ import anyio
 
 from aiodata.bundle import BlockRef
 from aiodata.concurrency import News, Wakeup, cleared_frames, start
-from aiodata.coordination.distribution import MAX_BUNDLES, Distribution, Execute
+from aiodata.concurrency.supervise import unwrap
+from aiodata.coordination.distribution import Distribution, OpenRun
 from aiodata.coordination.epoch import DELIVERY_BYTES, EpochPhase, EpochState
 from aiodata.coordination.gathering import Gathering, describe_splits
 from aiodata.coordination.lease import Delivery, Lease
@@ -52,7 +53,7 @@ class Coordinator:
     when every split has finished.
 
     Args:
-        execute: Runs one execution; called once per epoch.
+        open_run: Prepares one execution; called once per epoch.
         num_splits: The number of splits.
         options: What happens where splits are late or lost.
         equal: Whether all splits get the same number of rows.
@@ -60,15 +61,13 @@ class Coordinator:
         node_of: Returns the node that a block lies on.
         max_calls: Deliveries that a consumer may ask for at once.
         delivery_bytes: Bytes from which on a delivery gets no further bundle.
-        max_waiting: Bundles that may wait between the execution and the splits.
-        on_taken: Called when the execution's bundles were taken: it may have waited for that.
         new_token: See `NewToken`; without it, consumers that are lost are not noticed.
     """
 
     def __init__(
         self,
-        execute: Execute,
-        num_splits: int = 1,
+        open_run: OpenRun,
+        num_splits: int,
         *,
         options: SplitOptions | None = None,
         equal: bool = False,
@@ -76,12 +75,10 @@ class Coordinator:
         node_of: Callable[[BlockRef], str | None] = lambda _: None,
         max_calls: int = 1,
         delivery_bytes: int = DELIVERY_BYTES,
-        max_waiting: int = MAX_BUNDLES,
-        on_taken: Callable[[], None] = lambda: None,
         new_token: NewToken | None = None,
     ) -> None:
         """Prepare epoch 0."""
-        self._execute = execute
+        self._open_run = open_run
         self._num_splits = num_splits
         self._options = options or SplitOptions()
         self._equal = equal
@@ -89,8 +86,6 @@ class Coordinator:
         self._node_of = node_of
         self._max_calls = max_calls
         self._delivery_bytes = delivery_bytes
-        self._max_waiting = max_waiting
-        self._on_taken = on_taken
         self._new_token = new_token
         self._running: EpochState | None = None
         self._latest: EpochState | None = None
@@ -118,19 +113,14 @@ class Coordinator:
         """The number of the latest epoch that has begun."""
         return self._latest.epoch if self._latest is not None else 0
 
-    async def serve(self, num_epochs: int | None = None) -> None:
-        """Run so many epochs, one after the other; None: without an end.
-
-        Raises:
-            ExceptionGroup: The execution failed.
-        """
+    async def serve(self) -> None:
+        """Run epochs, one after the other, until cancelled."""
         try:
             async with anyio.create_task_group() as self._watchers:
-                while num_epochs is None or self._gathering.state.epoch < num_epochs:
+                while True:
                     while self._gathering.state.absent:
                         await self._changed.wait()
                     await self._serve_epoch()
-                self._watchers.cancel_scope.cancel()
         finally:
             self._watchers = None
 
@@ -314,11 +304,11 @@ class Coordinator:
         begun.open()
         self.left.tell()
         try:
-            with anyio.CancelScope() as self._scope, cleared_frames():
-                distribution = Distribution(
-                    state, self._node_of, self._changed, self._settle, self._max_waiting, self._on_taken
-                )
-                await distribution.run(self._execute)
+            try:
+                with anyio.CancelScope() as self._scope, cleared_frames():
+                    await Distribution(state, self._node_of, self._changed, self._settle).run(self._open_run)
+            except Exception as error:  # noqa: BLE001 - whatever it is, whoever iterates raises it.
+                self.fail(unwrap(error))
             while state.phase is not EpochPhase.ENDED:
                 await self._changed.wait()
         finally:

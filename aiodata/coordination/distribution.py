@@ -2,18 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Coroutine
-from typing import Any
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
+from typing import Protocol
 
 import anyio
-from anyio.streams.memory import MemoryObjectReceiveStream, MemoryObjectSendStream
 
 from aiodata.bundle import BlockRef, RefBundle
-from aiodata.concurrency import Wakeup, close_and_drop, receive, start
+from aiodata.concurrency import Wakeup
 from aiodata.coordination.epoch import EpochPhase, EpochState
 
-# Runs one execution, sending its bundles.
-Execute = Callable[[MemoryObjectSendStream[RefBundle]], Coroutine[Any, Any, None]]
+
+class Bundles(Protocol):
+    """What an execution makes; see `aiodata.execution.run.Run`."""
+
+    async def __anext__(self) -> RefBundle:
+        """Return the next bundle."""
+
+    def next_nowait(self) -> RefBundle:
+        """Return the next bundle, if it is there."""
+
+
+# Prepares one execution: to enter what it returns starts it, to leave it stops it.
+OpenRun = Callable[[], Awaitable[AbstractAsyncContextManager[Bundles]]]
 
 # Bundles that are worth asking for at once.
 MAX_BUNDLES = 16
@@ -27,8 +38,6 @@ class Distribution:
         node_of: Returns the node that a block lies on.
         changed: Set whenever a split has asked or left.
         settle: Assigns what there is, and answers those who got something.
-        max_waiting: Bundles that may wait between the execution and the splits.
-        on_taken: Called when the execution's bundles were taken: it may have waited for that.
     """
 
     def __init__(
@@ -37,47 +46,35 @@ class Distribution:
         node_of: Callable[[BlockRef], str | None],
         changed: Wakeup,
         settle: Callable[[EpochState], None],
-        max_waiting: int,
-        on_taken: Callable[[], None],
     ) -> None:
         """Prepare."""
-        self._on_taken = on_taken
-        self._max_waiting = max_waiting
         self._state = state
         self._node_of = node_of
         self._changed = changed
         self._settle = settle
 
-    async def run(self, execute: Execute) -> None:
+    async def run(self, open_run: OpenRun) -> None:
         """Run an execution, to its end or until nobody wants more.
 
         Raises:
             ExceptionGroup: The execution failed.
         """
-        send, bundles = anyio.create_memory_object_stream[RefBundle](self._max_waiting)
-        with send:
-            async with anyio.create_task_group() as group:
-                start(group, execute, send)
-                try:
-                    await self._distribute(bundles)
-                finally:
-                    close_and_drop(bundles)
-                group.cancel_scope.cancel()
+        async with await open_run() as bundles:
+            await self._distribute(bundles)
 
-    async def _distribute(self, bundles: MemoryObjectReceiveStream[RefBundle]) -> None:
+    async def _distribute(self, bundles: Bundles) -> None:
         while await self._someone_wants():
             try:
-                num_bytes = self._offer(await receive(bundles))
+                num_bytes = self._offer(await bundles.__anext__())
                 # What is there already goes together; what would not be delivered together is left where it is.
                 for _ in range(self._state.num_wanted):
                     if num_bytes >= self._state.delivery_bytes:
                         break
-                    num_bytes += self._offer(bundles.receive_nowait())
+                    num_bytes += self._offer(bundles.next_nowait())
             except anyio.WouldBlock:
                 pass
-            except anyio.EndOfStream:
+            except StopAsyncIteration:
                 self._state.exhaust()
-            self._on_taken()
             self._settle(self._state)
             if self._state.is_exhausted:
                 return

@@ -9,20 +9,16 @@ import anyio
 import pyarrow as pa
 
 from aiodata.bundle import BlockRef
-from aiodata.concurrency.supervise import unwrap
 from aiodata.coordination.coordinator import Coordinator
 from aiodata.coordination.epoch import EpochPhase
 from aiodata.coordination.latest_warning import LatestWarning
 from aiodata.coordination.lease import Delivery, Lease
 from aiodata.errors import EpochError
-from aiodata.execution.executor import StreamingExecutor
-from aiodata.execution.operators import Output
+from aiodata.execution.run import Run
 from aiodata.options import ExecutionOptions, SplitOptions
 from aiodata.plan.nodes import Plan
 from aiodata.plan.passes import Pass, draw_seed
 from aiodata.query import find_schema
-from aiodata.runtime import choose_runtime
-from aiodata.runtime.base import Runtime
 from aiodata.runtime.hosting import NewToken
 from aiodata.schemas import without_marks
 from aiodata.stats import CoordinatorStats, RunStats
@@ -82,20 +78,19 @@ class CoordinatorService:
         # Where order counts, a bundle that is near must not overtake another.
         prefers_near = bool(nodes) and not splitting.execution.preserve_order
         self._coordinator = Coordinator(
-            self._execute,
+            self._open_run,
             splitting.num_splits,
             options=splitting.options,
             equal=equal,
             nodes=nodes if prefers_near else (),
             node_of=self._node_of,
             max_calls=MAX_CALLS,
-            on_taken=self._note_taken,
             new_token=new_token,
         )
         self._prefers_near = prefers_near
         self._latest_warning = LatestWarning()
-        self._runtime: Runtime | None = None
-        self._executor: StreamingExecutor | None = None
+        # Of the latest epoch that has begun.
+        self._run: Run | None = None
         # Consumers that were told that something was skipped.
         self._warned: set[Lease] = set()
         self._schema: pa.Schema | None = None
@@ -151,7 +146,7 @@ class CoordinatorService:
         delivery = await self._coordinator.next_bundles(
             lease, sequence, max_bundles=max_bundles, acked_rows=acked_rows, prefetched_bytes=prefetched_bytes
         )
-        has_news = lease not in self._warned and self._executor is not None and self._executor.has_skipped
+        has_news = lease not in self._warned and self._run is not None and self._run.has_skipped
         if has_news:
             self._warned.add(lease)
         return delivery, self._run_stats() if delivery.is_end or has_news else None
@@ -204,29 +199,20 @@ class CoordinatorService:
         return self._coordinator.stats(self._run_stats())
 
     def _known_schema(self) -> pa.Schema | None:
-        if self._schema is None and self._executor is not None:
-            self._schema = self._executor.schema
+        if self._schema is None and self._run is not None:
+            self._schema = self._run.schema
         return self._schema
 
     def _run_stats(self) -> RunStats:
-        return self._executor.stats() if self._executor is not None else RunStats()
+        return self._run.stats() if self._run is not None else RunStats()
 
     def _node_of(self, ref: BlockRef) -> str | None:
-        return self._runtime.node_of(ref) if self._prefers_near and self._runtime is not None else None
+        return self._run.runtime.node_of(ref) if self._prefers_near and self._run is not None else None
 
-    def _note_taken(self) -> None:
-        if self._executor is not None:
-            self._executor.note_taken()
-
-    async def _execute(self, output: Output) -> None:
-        """Run one epoch; its failure is for the consumers to raise."""
+    async def _open_run(self) -> Run:
+        """Prepare the execution of an epoch."""
         self._warned.clear()
-        try:
-            while self._learning is not None:
-                await self._learning.wait()
-            async with choose_runtime(self._splitting.execution)() as self._runtime:
-                this_pass = Pass(self._coordinator.epoch, self._seed)
-                self._executor = StreamingExecutor(self._plan, self._runtime, self._splitting.execution, this_pass)
-                await self._executor.run(output)
-        except Exception as error:  # noqa: BLE001 - whatever it is, whoever iterates raises it.
-            self._coordinator.fail(unwrap(error))
+        while self._learning is not None:
+            await self._learning.wait()
+        self._run = Run(self._plan, self._splitting.execution, Pass(self._coordinator.epoch, self._seed))
+        return self._run

@@ -93,6 +93,11 @@ class Run:
         """The schema of the blocks, as soon as it is known."""
         return self._executor.schema if self._executor is not None else None
 
+    @property
+    def has_skipped(self) -> bool:
+        """Whether something failed and was skipped."""
+        return self._executor is not None and self._executor.has_skipped
+
     def stats(self) -> RunStats:
         """Return a snapshot, at any time."""
         return self._executor.stats() if self._executor is not None else RunStats()
@@ -143,6 +148,22 @@ class Run:
             raise RuntimeError(_NOT_ENTERED)
         try:
             bundle = await receive(bundles)
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+        executor.note_taken()
+        return bundle
+
+    def next_nowait(self) -> RefBundle:
+        """Return the next bundle, if it is there.
+
+        Raises:
+            anyio.WouldBlock: It is not.
+            StopAsyncIteration: There is none, nor will there be.
+        """
+        if (executor := self._executor) is None or (bundles := self._bundles) is None:
+            raise RuntimeError(_NOT_ENTERED)
+        try:
+            bundle = bundles.receive_nowait()
         except anyio.EndOfStream:
             raise StopAsyncIteration from None
         executor.note_taken()

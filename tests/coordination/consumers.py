@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import wraps
-from typing import Any, ParamSpec
+from types import TracebackType
+from typing import Any, ParamSpec, Self
 
 import anyio
 import anyio.lowlevel
@@ -14,6 +15,7 @@ from anyio.streams.memory import MemoryObjectSendStream
 
 from aiodata import SplitOptions
 from aiodata.bundle import RefBundle
+from aiodata.concurrency import close_and_drop, receive
 from aiodata.coordination import Coordinator, Lease
 from aiodata.testing import VirtualTimeLoop
 from tests.coordination.epochs import bundle_of, ids_of
@@ -38,23 +40,62 @@ class FakeExecution:
         self.started = 0
         self.running = 0
 
-    async def __call__(self, output: MemoryObjectSendStream[RefBundle]) -> None:
+    async def __call__(self) -> FakeRun:
+        return FakeRun(self._execute)
+
+    async def _execute(self, output: MemoryObjectSendStream[RefBundle]) -> None:
         self.started += 1
         self.running += 1
         try:
-            async with output:
-                first = 0
-                for size in self.sizes:
-                    await output.send(bundle_of(range(first, first + size)))
-                    first += size
-                if self.error is not None:
-                    raise self.error
-                if self.endless:
-                    await anyio.sleep_forever()
+            first = 0
+            for size in self.sizes:
+                await output.send(bundle_of(range(first, first + size)))
+                first += size
+            if self.error is not None:
+                raise self.error
+            if self.endless:
+                await anyio.sleep_forever()
+            output.close()
         finally:
             with anyio.CancelScope(shield=True):
                 await anyio.sleep(self.closing_s)
             self.running -= 1
+
+
+class FakeRun:
+    """A run of a fake execution."""
+
+    def __init__(self, execute: Callable[[MemoryObjectSendStream[RefBundle]], Coroutine[Any, Any, None]]) -> None:
+        self._execute = execute
+        self._send, self._bundles = anyio.create_memory_object_stream[RefBundle](16)
+        self._group = anyio.create_task_group()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        self._group.start_soon(self._execute, self._send)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        close_and_drop(self._bundles)
+        self._group.cancel_scope.cancel()
+        try:
+            return await self._group.__aexit__(kind, error, traceback)
+        finally:
+            self._send.close()
+
+    async def __anext__(self) -> RefBundle:
+        try:
+            return await receive(self._bundles)
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
+
+    def next_nowait(self) -> RefBundle:
+        try:
+            return self._bundles.receive_nowait()
+        except anyio.EndOfStream:
+            raise StopAsyncIteration from None
 
 
 class Tokens:
@@ -72,9 +113,9 @@ class Tokens:
 
 
 @asynccontextmanager
-async def serving(coordinator: Coordinator, num_epochs: int | None = None) -> AsyncIterator[None]:
+async def serving(coordinator: Coordinator) -> AsyncIterator[None]:
     async with anyio.create_task_group() as group:
-        group.start_soon(coordinator.serve, num_epochs)
+        group.start_soon(coordinator.serve)
         await anyio.lowlevel.checkpoint()
         yield
         group.cancel_scope.cancel()

@@ -6,7 +6,6 @@ import anyio
 import pytest
 
 from aiodata import BarrierTimeoutError, EpochError, SplitBusyError, SplitLostError
-from aiodata.concurrency.supervise import unwrap
 from aiodata.coordination import Coordinator, Delivery, Lease
 from aiodata.coordination.epoch import EpochPhase
 from aiodata.options import OnSplitLost
@@ -314,13 +313,17 @@ async def expect(coordinator: Coordinator, lease: Lease, error: Exception, raise
 
 
 @virtual
-async def test_failure_of_the_execution_comes_out_of_serve() -> None:
+async def test_failure_of_the_execution_reaches_its_consumers_and_the_next_epoch_runs() -> None:
     error = ZeroDivisionError()
-    coordinator = Coordinator(FakeExecution(error=error))
-    await coordinator.join(0)
-    with pytest.raises(ExceptionGroup) as caught:
-        await coordinator.serve(1)
-    assert unwrap(caught.value) is error
+    async with hosting(FakeExecution(2, error=error), 1) as hosted:
+        [(lease, _)] = await join_all(hosted.coordinator, 1)
+        with pytest.raises(ZeroDivisionError) as caught:
+            await take(hosted.coordinator, lease, [])
+        assert caught.value is error
+        hosted.coordinator.notify_split_finished(lease)
+        hosted.execution.error = None
+        [(lease, _)] = await join_all(hosted.coordinator, 1)
+        assert ids_of(*(await hosted.coordinator.next_bundles(lease, 0)).bundles) == [0, 1]
 
 
 @virtual
@@ -473,11 +476,11 @@ async def test_failed_epoch_waits_for_no_replacement() -> None:
 @virtual
 async def test_token_that_is_released_when_nothing_is_served_is_harmless() -> None:
     hosted = Hosted(FakeExecution(), 1)
-    async with serving(hosted.coordinator, 1):
+    async with serving(hosted.coordinator):
         [(lease, _)] = await join_all(hosted.coordinator, 1)
         hosted.coordinator.notify_split_finished(lease)
         await settled()
-        await hosted.coordinator.join(0)
+    await hosted.coordinator.join(0)
     for one in range(2):
         hosted.tokens.release(one)
 
@@ -487,7 +490,7 @@ async def test_split_that_gets_no_token_is_not_taken() -> None:
     def refuse(_: object) -> None:
         raise OSError("full")
 
-    coordinator = Coordinator(FakeExecution(), new_token=refuse)
+    coordinator = Coordinator(FakeExecution(), 1, new_token=refuse)
     for _ in range(2):
         with pytest.raises(OSError, match="full"):
             await coordinator.join(0)

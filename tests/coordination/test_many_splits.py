@@ -17,7 +17,7 @@ from aiodata.coordination import Coordinator, Lease
 from aiodata.coordination.epoch import EpochState
 from aiodata.options import OnSplitLost
 from aiodata.stats import RunStats
-from tests.coordination.consumers import Tokens, serving, settled, virtual
+from tests.coordination.consumers import FakeRun, Tokens, serving, settled, virtual
 from tests.coordination.epochs import bundle_of, ids_of
 
 NUM_EPOCHS = 20
@@ -50,7 +50,7 @@ class Crowd:
         self.tokens = Tokens()
         self.sizes = [self.random.randint(1, 9) for _ in range(2 * num_splits)]
         self.coordinator = Coordinator(
-            self.execute,
+            self.open_run,
             num_splits,
             options=SplitOptions(on_split_lost=mode),
             equal=equal,
@@ -64,6 +64,9 @@ class Crowd:
         self.done = Counter[int]()
         self.rows = Counter[int]()
         self.num_left = self.num_told = 0
+
+    async def open_run(self) -> FakeRun:
+        return FakeRun(self.execute)
 
     async def execute(self, output: MemoryObjectSendStream[RefBundle]) -> None:
         first = 0
