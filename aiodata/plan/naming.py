@@ -9,12 +9,12 @@ _CUT = "..."
 
 
 def short_name(text: str, limit: int = MAX_NAME) -> str:
-    """Return a text as one line of at most `limit` characters: of a longer one the beginning and the end.
+    r"""Return a text as one line of at most `limit` characters: of a longer one the beginning and the end.
 
     Example:
         >>> short_name("map_batches(clean)")
         'map_batches(clean)'
-        >>> short_name("is_in(x,\\n  {value_set=[1, 2, 3, 4, 5]})", 24)
+        >>> short_name("is_in(x,\n  {value_set=[1, 2, 3, 4, 5]})", 24)
         'is_in(x, {value...5]})'
     """
     line = "".join(character if character.isprintable() else "?" for character in " ".join(text.split()))
