@@ -144,7 +144,11 @@ class BatchIterator(AsyncOnly):
         return self._consumer.closed
 
     async def aclose(self) -> None:
-        """Stop the run and wait until it has stopped, for `close_timeout_s` at most; idempotent, from any task."""
+        """Stop the run and wait until it has stopped, for `close_timeout_s` at most; idempotent.
+
+        It may be called in any task, of another event loop, too: that of the iteration then ends the run. If that one
+        does not run any more, there is nothing to wait for.
+        """
         await self._consumer.aclose()
 
     def stats(self) -> IterationStats:

@@ -114,24 +114,26 @@ class RowIterator(AsyncOnly):
                 await anyio.lowlevel.checkpoint()
                 self._yield_at = perf_counter() + YIELD_EVERY_S
             while (row := next(self._rows, None)) is None:
-                if self._table is None or self._position >= self._table.num_rows:
-                    self._table = await anext(self._batches)
+                table: pa.Table | None = self._table
+                if table is None or self._position >= table.num_rows:
+                    self._table = table = await anext(self._batches)
                     self._position = 0
                 try:
-                    self._convert_stretch(self._table)
+                    self._convert_stretch(table)
                 except TaskError:
                     await self.aclose()
                     raise
             return row
         except BaseException:
-            # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run.
+            # The traceback keeps this frame; the frame must not keep the handle, whose dropping ends the run, nor rows.
             del self
+            table = None
             raise
 
     async def aclose(self) -> None:
-        """Stop the run and wait until it has stopped, for `close_timeout_s` at most; idempotent, from any task."""
-        self._table, self._rows = None, iter(())
+        """Stop the run and wait until it has stopped, as `BatchIterator.aclose` does; from any task of any loop."""
         await self._batches.aclose()
+        self._table, self._rows = None, iter(())
 
     def stats(self) -> IterationStats:
         """Return what this pass has done so far; rows and batches count as they are cut, a little ahead of the rows."""

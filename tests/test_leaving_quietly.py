@@ -176,40 +176,114 @@ def test_call_that_goes_on_does_not_keep_a_program_from_ending(tmp_path: Path) -
     assert result.returncode == 3, result.stderr
 
 
-@pytest.mark.parametrize("what", ["iterator", "batches"])
-def test_iterator_of_another_loop_that_runs_is_closed_at_once(tmp_path: Path, what: str) -> None:
+@pytest.mark.parametrize("runtime", ["local", pytest.param("ray", marks=pytest.mark.ray)])
+@pytest.mark.parametrize("is_waiting", [False, True], ids=["between", "waiting"])
+def test_what_another_loop_iterates_is_closed_at_once_in_that_loop(
+    tmp_path: Path, runtime: str, is_waiting: bool
+) -> None:
     result = run(
         """
-        ds = aiodata.range(10_000, num_blocks=8).map_batches(lambda batch: batch, batch_size=100)
-        batches = ds.with_options(runtime="local", close_timeout_s=LONG_S).aiter_batches()
+        runtime, is_waiting = sys.argv[1], sys.argv[2] == "True"
+        start_ray(runtime)
 
-        async def start():
+        async def hang(batch):
+            if is_waiting and batch["id"][0] >= 9000:
+                await asyncio.sleep(60)
+            return batch
+
+        ds = aiodata.range(10_000, num_blocks=10).map_batches(hang, batch_size=100)
+        ds = ds.with_options(runtime=runtime, preserve_order=True, close_timeout_s=LONG_S)
+        kinds = [ds.aiter_batches(), ds.aiter_batches(collate_fn=lambda batch: batch), ds.aiter_rows()]
+        kinds += [ds.aiter_bundles()]
+        if runtime == "ray":
+            [split] = ds.streaming_split(1)
+            kinds += [split.aiter_batches(), split.aiter_rows()]
+
+        async def begin(batches):
             iterator = aiter(batches)
             await anext(iterator)
+            if is_waiting:
+                loop.create_task(go_on(iterator))
             return iterator
+
+        async def go_on(iterator):
+            async for _ in iterator:
+                pass
+            ended.set()
 
         async def close(closable):
             await closable.aclose()
 
-        async def left():
-            return len(asyncio.all_tasks())
+        async def others():
+            return asyncio.all_tasks() - {asyncio.current_task()}
+
+        def there(coroutine):
+            return asyncio.run_coroutine_threadsafe(coroutine, loop).result()
 
         loop = asyncio.new_event_loop()
         threading.Thread(target=loop.run_forever, daemon=True).start()
-        iterator = asyncio.run_coroutine_threadsafe(start(), loop).result()
-        began = time.perf_counter()
-        asyncio.run(close(iterator if sys.argv[1] == "iterator" else batches))
-        assert time.perf_counter() - began < LONG_S
-        assert iterator.closed
-        assert asyncio.run_coroutine_threadsafe(left(), loop).result() == 1, "the run goes on"
-        asyncio.run(close(iterator))
+        for batches in kinds:
+            for of_iterator in (True, False):
+                ended = threading.Event()
+                iterator = there(begin(batches))
+                began = time.perf_counter()
+                asyncio.run(close(iterator if of_iterator else batches))
+                took_s = time.perf_counter() - began
+                assert took_s < LONG_S, f"{took_s} s for {batches}"
+                if is_waiting:
+                    assert ended.wait(20), f"{batches} are still waited for"
+                assert not there(others()), f"the run of {batches} goes on"
+                asyncio.run(close(iterator))
+                try:
+                    there(iterator.__anext__())
+                except StopAsyncIteration:
+                    pass
+                else:
+                    raise AssertionError(f"{batches} go on")
+        loop.call_soon_threadsafe(loop.stop)
         """,
         tmp_path,
-        what,
+        runtime,
+        str(is_waiting),
         strict=False,
     )
     assert result.returncode == 0, result.stderr
-    assert printed(result) == []
+    assert not complaints(result), result.stderr
+
+
+def test_iterator_of_a_loop_that_stops_while_it_is_being_closed_is_closed(tmp_path: Path) -> None:
+    result = run(
+        """
+        holds, may_stop = threading.Event(), threading.Event()
+        kept = []
+
+        async def main():
+            ds = aiodata.range(10_000, num_blocks=8).with_options(runtime="local", close_timeout_s=0.5)
+            kept.append(aiter(ds.aiter_batches()))
+            await anext(kept[0])
+            asyncio.get_running_loop().stop()  # When this turn ends, which the loop is held in.
+            holds.set()
+            may_stop.wait(20)
+
+        async def close():
+            closing = asyncio.get_running_loop().create_task(kept[0].aclose())
+            await asyncio.sleep(0)
+            may_stop.set()
+            await closing
+
+        loop = asyncio.new_event_loop()
+        thread = threading.Thread(target=lambda: (loop.create_task(main()), loop.run_forever()))
+        thread.start()
+        assert holds.wait(20)
+        asyncio.run(close())
+        thread.join()
+        assert kept[0].closed
+        loop.close()
+        """,
+        tmp_path,
+        strict=False,
+    )
+    assert result.returncode == 0, result.stderr
 
 
 def test_iterator_of_a_loop_that_stands_still_is_closed_at_once(tmp_path: Path) -> None:

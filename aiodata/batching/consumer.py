@@ -152,7 +152,7 @@ class Consumer:
 
     async def _close_in_its_loop(self, loop: asyncio.AbstractEventLoop) -> None:
         """Have another event loop end the run; wait for that while the loop runs, and for the close timeout at most."""
-        if self._supervisor.ended or not loop.is_running():
+        if not loop.is_running():
             self.abandon()
             return
         here, ended = asyncio.get_running_loop(), anyio.Event()
@@ -172,6 +172,8 @@ class Consumer:
             loop.call_soon_threadsafe(end)
             with anyio.move_on_after(self._options.close_timeout_s, shield=True):
                 await ended.wait()
+        if not loop.is_running():  # It has stopped meanwhile, perhaps before it came to this.
+            self.abandon()
 
     def abandon(self) -> None:
         """Ask the loop to end the run; for a handle that is dropped, from any thread."""
