@@ -92,12 +92,16 @@ async def _run(
     plan: Plan, options: ExecutionOptions, visit: Callable[[RefBundle], bool], latest: LatestRun | None
 ) -> Run:
     """Run a plan and visit its bundles, until one is enough."""
+
+    async def consume(run: Run) -> None:
+        async for bundle in run:
+            if visit(bundle):
+                break
+
     running_loop("a run")
     try:
-        async with Run(plan, options, latest=latest, is_quiet=latest is None) as run:
-            async for bundle in run:
-                if visit(bundle):
-                    break
+        run = Run(plan, options, latest=latest, is_quiet=latest is None)
+        await run.execute(consume)
         return run
     except Exception as error:  # noqa: BLE001 - raised again below, without the groups around it.
         failure = unwrap(error)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import fcntl
 import gc
+import signal
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Iterator
@@ -44,6 +45,12 @@ def pytest_itemcollected(item: pytest.Item) -> None:
     """Refuse names that differ from process to process: tests that run side by side are known by them."""
     if " at 0x" in item.nodeid:
         raise pytest.UsageError(f"{item.nodeid} has an address in its name: give its parameters other ids")
+
+
+def pytest_configure() -> None:
+    """Have interrupts do what they do in a terminal: what is started in the background is told to ignore them."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish() -> None:

@@ -124,8 +124,7 @@ class LocalFeed:
 
     async def run(self, consume: Callable[[BundleSource], Awaitable[None]]) -> None:
         """Run the plan as long as its bundles are consumed."""
-        async with self._run as run:
-            await consume(_RunBundles(run))
+        await self._run.execute(lambda run: consume(_RunBundles(run)))
 
 
 class _RunBundles:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 import anyio
@@ -23,8 +22,15 @@ class Bundles(Protocol):
         """Return the next bundle, if it is there."""
 
 
-# Prepares one execution: to enter what it returns starts it, to leave it stops it.
-OpenRun = Callable[[], Awaitable[AbstractAsyncContextManager[Bundles]]]
+class Execution(Protocol):
+    """What makes bundles; see `aiodata.execution.run.Run`."""
+
+    async def execute(self, consume: Callable[[Bundles], Awaitable[None]]) -> None:
+        """Make bundles as long as they are consumed."""
+
+
+# Prepares one execution.
+OpenRun = Callable[[], Awaitable[Execution]]
 
 # Bundles that are worth asking for at once.
 MAX_BUNDLES = 16
@@ -59,8 +65,8 @@ class Distribution:
         Raises:
             ExceptionGroup: The execution failed.
         """
-        async with await open_run() as bundles:
-            await self._distribute(bundles)
+        run = await open_run()
+        await run.execute(self._distribute)
 
     async def _distribute(self, bundles: Bundles) -> None:
         while await self._someone_wants():

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import AsyncExitStack
-from types import TracebackType
+from collections.abc import Awaitable, Callable
 from typing import Self
 
 import anyio
@@ -28,14 +27,14 @@ _MAX_WAITING = 16
 _WAITING_BYTES = 8 * MIB
 _HELD_PARTS = 8
 
-_NOT_ENTERED = "the run has not begun: enter it with `async with`"
+_NOT_BEGUN = "the run has not begun: its bundles are there while `execute` goes on"
 
 
 class Run:
-    """Executes a plan once: to enter it starts the tasks, to leave it stops them, whatever the reason.
+    """Executes a plan once, for as long as somebody takes what it makes.
 
     Iterated over it gives the bundles; nobody else may take them meanwhile. The tasks go on as far as the byte budget
-    and the bundles that wait allow. A failure cancels the body of the `async with`, and is raised by its end.
+    and the bundles that wait allow.
 
     Args:
         plan: What to execute.
@@ -47,9 +46,11 @@ class Run:
 
     Example:
         ```python
-        async with Run(plan, options) as run:
+        async def consume(run):
             async for bundle in run:
                 print(bundle.num_rows)
+
+        await Run(plan, options).execute(consume)
         ```
     """
 
@@ -71,21 +72,20 @@ class Run:
         self._open_runtime = open_runtime
         self._latest = LatestRun() if latest is None else latest
         self._is_quiet = is_quiet
-        self._stack = AsyncExitStack()
         self._runtime: Runtime | None = None
         self._executor: StreamingExecutor | None = None
         self._bundles: MemoryObjectReceiveStream[RefBundle] | None = None
 
     @property
     def runtime(self) -> Runtime:
-        """Where the tasks run, from the entry on."""
+        """Where the tasks run, while it is executed."""
         if self._runtime is None:
-            raise RuntimeError(_NOT_ENTERED)
+            raise RuntimeError(_NOT_BEGUN)
         return self._runtime
 
     @property
     def max_held_bytes(self) -> int:
-        """Bytes of blocks that whoever takes the bundles may hold, from the entry on."""
+        """Bytes of blocks that whoever takes the bundles may hold, while it is executed."""
         return max_held_bytes(self._options, self.runtime)
 
     @property
@@ -102,41 +102,38 @@ class Run:
         """Return a snapshot, at any time."""
         return self._executor.stats() if self._executor is not None else RunStats()
 
-    async def __aenter__(self) -> Self:
-        """Open the runtime and start to execute.
+    async def execute(self, consume: Callable[[Self], Awaitable[None]]) -> None:
+        """Execute the plan as long as its bundles are consumed; then stop what goes on, and wait for that.
+
+        Args:
+            consume: Takes bundles, for as long as it wants some; it is given this run.
 
         Raises:
             RuntimeUnavailableError: The runtime cannot be opened.
             OptionError: The plan's actors need more CPUs than there are.
+            ExceptionGroup: The run failed, which cancels `consume`; or `consume` did.
         """
         plan, self._plan = self._plan, None
         if plan is None:
-            raise RuntimeError("a run is entered once; make another one")
-        async with AsyncExitStack() as stack:
-            open_runtime = self._open_runtime or choose_runtime(self._options)
-            self._runtime = await stack.enter_async_context(open_runtime())
-            self._executor = executor = StreamingExecutor(
+            raise RuntimeError("a run is executed once; make another one")
+        open_runtime = self._open_runtime or choose_runtime(self._options)
+        async with open_runtime() as self._runtime:
+            self._executor = StreamingExecutor(
                 plan, self._runtime, self._options, self._this_pass, is_quiet=self._is_quiet
             )
-            stack.callback(lambda: self._latest.note(executor.stats()))
+            del plan
             send, self._bundles = anyio.create_memory_object_stream[RefBundle](self._max_waiting())
-            stack.enter_context(send)
-            group = await stack.enter_async_context(anyio.create_task_group())
-            stack.callback(group.cancel_scope.cancel)
-            stack.callback(close_and_drop, self._bundles)
-            start(group, executor.run, send)
-            self._stack = stack.pop_all()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool:
-        """Stop what goes on, and wait for that.
-
-        Raises:
-            ExceptionGroup: The run failed, or its body did.
-        """
-        return bool(await self._stack.__aexit__(kind, error, traceback))
+            try:
+                with send:
+                    async with anyio.create_task_group() as group:
+                        start(group, self._executor.run, send)
+                        try:
+                            await consume(self)
+                        finally:
+                            close_and_drop(self._bundles)
+                        group.cancel_scope.cancel()
+            finally:
+                self._latest.note(self.stats())
 
     def __aiter__(self) -> Self:
         """Return itself."""
@@ -145,7 +142,7 @@ class Run:
     async def __anext__(self) -> RefBundle:
         """Return the next bundle; cancelled, it may lose one, since the run is over then."""
         if (executor := self._executor) is None or (bundles := self._bundles) is None:
-            raise RuntimeError(_NOT_ENTERED)
+            raise RuntimeError(_NOT_BEGUN)
         try:
             bundle = await receive(bundles)
         except anyio.EndOfStream:
@@ -161,7 +158,7 @@ class Run:
             StopAsyncIteration: There is none, nor will there be.
         """
         if (executor := self._executor) is None or (bundles := self._bundles) is None:
-            raise RuntimeError(_NOT_ENTERED)
+            raise RuntimeError(_NOT_BEGUN)
         try:
             bundle = bundles.receive_nowait()
         except anyio.EndOfStream:

@@ -52,7 +52,7 @@ def get_format(name: str, dtypes: Any = None, *, nulls: str | None = None, writa
     """
     name = one_of("batch_format", name, tuple(MAKERS))
     if dtypes is not None and name != "torch":
-        raise OptionError(f"dtypes={shown(dtypes)} goes with batch_format='torch', not with {name!r}; leave it out")
+        raise OptionError(f"dtypes={dtypes!r} goes with batch_format='torch', not with {name!r}; leave it out")
     if nulls is not None and name != "numpy":
         raise OptionError(f"nulls={shown(nulls)} goes with batch_format='numpy', not with {name!r}; leave it out")
     return MAKERS[name](dtypes, None if nulls is None else one_of("nulls", nulls, _NULLS), writable)

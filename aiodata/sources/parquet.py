@@ -262,7 +262,7 @@ class ParquetSource(Source):
         """`read_parquet(<path>)`, with what is pushed down."""
         columns = "" if self.columns is None else f", columns={short_name(str(list(self.columns)))}"
         condition = "" if self.filter is None else f", filter={show_expression(self.filter)}"
-        return f"read_parquet({short_name(self.paths.name)}{columns}{condition})"
+        return f"read_parquet({self.paths.name}{columns}{condition})"
 
     def with_columns(self, columns: tuple[str, ...]) -> Source | None:
         """Read just these columns, if none were chosen yet or these are among them."""

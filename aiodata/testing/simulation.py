@@ -179,7 +179,7 @@ class _SimulatedRun:
         guard = asyncio.get_running_loop().call_later(limit_s, self._on_standstill)
         try:
             with self._scope:
-                await self._stream()
+                await self._run.execute(self._consume)
         except Exception as error:  # noqa: BLE001 - it is part of the report.
             self.error = _first_leaf(error)
         finally:
@@ -193,20 +193,19 @@ class _SimulatedRun:
         """Return what each operator has done."""
         return self._run.stats().operators
 
-    async def _stream(self) -> None:
+    async def _consume(self, run: Run) -> None:
         left = self._simulation.consumer_max_blocks
-        async with self._run as run:
-            try:
-                async for bundle in run:
-                    self.ranges += slice_rows(bundle.ref.rows, bundle.start, bundle.stop)
-                    if self._simulation.consumer_s_per_block:
-                        await anyio.sleep(self._simulation.consumer_s_per_block)
-                    del bundle
-                    left = None if left is None else left - 1
-                    if left == 0:
-                        break
-            finally:
-                self.ended_s = anyio.current_time()
+        try:
+            async for bundle in run:
+                self.ranges += slice_rows(bundle.ref.rows, bundle.start, bundle.stop)
+                if self._simulation.consumer_s_per_block:
+                    await anyio.sleep(self._simulation.consumer_s_per_block)
+                del bundle
+                left = None if left is None else left - 1
+                if left == 0:
+                    break
+        finally:
+            self.ended_s = anyio.current_time()
 
     def _on_standstill(self) -> None:
         self._stuck = list(self._states())

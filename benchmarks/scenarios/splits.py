@@ -25,14 +25,14 @@ import statistics
 import time
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any
 
 from benchmarks import event_loop
 from benchmarks.model import Contender, Metric, Scenario, at_most
 from benchmarks.sources import check_rows, quiet_ray_data
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 
     import aiodata
     from aiodata.bundle import RefBundle
@@ -156,11 +156,8 @@ class _Bundles:
     def __init__(self, bundles: Iterable[RefBundle]) -> None:
         self._left = iter(bundles)
 
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *exc_info: object) -> None:
-        pass
+    async def execute(self, consume: Callable[[_Bundles], Awaitable[None]]) -> None:
+        await consume(self)
 
     async def __anext__(self) -> RefBundle:
         return self.next_nowait()

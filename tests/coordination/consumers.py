@@ -6,8 +6,7 @@ import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import wraps
-from types import TracebackType
-from typing import Any, ParamSpec, Self
+from typing import Any, ParamSpec
 
 import anyio
 import anyio.lowlevel
@@ -17,6 +16,7 @@ from aiodata import SplitOptions
 from aiodata.bundle import RefBundle
 from aiodata.concurrency import close_and_drop, receive
 from aiodata.coordination import Coordinator, Lease
+from aiodata.coordination.distribution import Bundles
 from aiodata.testing import VirtualTimeLoop
 from tests.coordination.epochs import bundle_of, ids_of
 
@@ -68,22 +68,16 @@ class FakeRun:
     def __init__(self, execute: Callable[[MemoryObjectSendStream[RefBundle]], Coroutine[Any, Any, None]]) -> None:
         self._execute = execute
         self._send, self._bundles = anyio.create_memory_object_stream[RefBundle](16)
-        self._group = anyio.create_task_group()
 
-    async def __aenter__(self) -> Self:
-        await self._group.__aenter__()
-        self._group.start_soon(self._execute, self._send)
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> bool | None:
-        close_and_drop(self._bundles)
-        self._group.cancel_scope.cancel()
-        try:
-            return await self._group.__aexit__(kind, error, traceback)
-        finally:
-            self._send.close()
+    async def execute(self, consume: Callable[[Bundles], Awaitable[None]]) -> None:
+        with self._send:
+            async with anyio.create_task_group() as group:
+                group.start_soon(self._execute, self._send)
+                try:
+                    await consume(self)
+                finally:
+                    close_and_drop(self._bundles)
+                group.cancel_scope.cancel()
 
     async def __anext__(self) -> RefBundle:
         try:
