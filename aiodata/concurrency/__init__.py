@@ -1,6 +1,6 @@
 """Tasks and wake-ups: the only place where tasks are created."""
 
-from aiodata.concurrency.interrupts import held_interrupts
+from aiodata.concurrency.interrupts import held_interrupts, interrupts_wake
 from aiodata.concurrency.loop_lag import LoopLagMonitor
 from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
 from aiodata.concurrency.starting import start
@@ -23,6 +23,7 @@ __all__ = [
     "cleared_frames",
     "close_and_drop",
     "held_interrupts",
+    "interrupts_wake",
     "receive",
     "run_in_thread",
     "send",
