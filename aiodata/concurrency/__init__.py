@@ -1,7 +1,7 @@
 """Tasks and wake-ups: the only place where tasks are created."""
 
 from aiodata.concurrency.async_only import AsyncOnly
-from aiodata.concurrency.interrupts import held_interrupts
+from aiodata.concurrency.interrupts import held_interrupts, interrupts_wake
 from aiodata.concurrency.loop import running_loop
 from aiodata.concurrency.loop_lag import LoopLagMonitor
 from aiodata.concurrency.release import cleared_frames, close_and_drop, without_frames
@@ -28,6 +28,7 @@ __all__ = [
     "cleared_frames",
     "close_and_drop",
     "held_interrupts",
+    "interrupts_wake",
     "receive",
     "reminding",
     "run_in_thread",

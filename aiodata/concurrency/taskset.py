@@ -50,7 +50,11 @@ class TaskSet:
         if self._closed:
             coroutine.close()
             raise ClosedError("this TaskSet is closed; make a new one")
-        task = (self._loop or asyncio.get_running_loop()).create_task(coroutine, name=name)
+        try:
+            task = (self._loop or asyncio.get_running_loop()).create_task(coroutine, name=name)
+        except RuntimeError:  # The loop is closed, or there is none.
+            coroutine.close()
+            raise
         self._tasks.add(task)
         _SETS_WITH_TASKS.add(self)
         task.add_done_callback(self._on_done)

@@ -10,14 +10,14 @@ from contextlib import suppress
 from types import FrameType
 from typing import Any, TypeVar
 
-from aiodata.concurrency.interrupts import held_interrupts
+from aiodata.concurrency.interrupts import held_interrupts, interrupts_wake
 from aiodata.concurrency.taskset import TaskSet
 from aiodata.errors import ClosedError
 
 T = TypeVar("T")
 
 # Modules that run a loop. An interrupt that cuts one of them off may lose a task, or leave the loop running for ever.
-_OWN_CODE = ("aiodata.", "asyncio.", "contextlib", "selectors")
+_OWN_CODE = ("aiodata.", "asyncio.", "contextlib", "selectors", "signal", "socket")
 
 # How long cancelled calls may take to end, in seconds; a coroutine that outlasts it is not run any further.
 _CLOSE_S = 1.0
@@ -40,6 +40,7 @@ class CallLoop:
         # Who runs the loop takes this, and so does, for good, who closes it; popping is atomic.
         self._turns = [True]
         self._tasks = TaskSet(self._loop)
+        self._interrupts_wake = interrupts_wake(self._loop)
         self._busy = 0
         self._is_ready: Callable[[], bool] | None = None
         self._may_leave = False
@@ -136,6 +137,7 @@ class CallLoop:
                 coroutine = task.get_coro()
                 if inspect.iscoroutine(coroutine) and inspect.getcoroutinestate(coroutine) == inspect.CORO_CREATED:
                     coroutine.close()
+            self._interrupts_wake.close()
             self._loop.close()
             self._tasks.forget()
 
@@ -148,7 +150,8 @@ class CallLoop:
     def _run(self) -> None:
         def run() -> None:
             self._may_leave = True
-            self._loop.run_forever()
+            with self._interrupts_wake:
+                self._loop.run_forever()
 
         with held_interrupts(self._holds):
             self._run_in_turn(run)

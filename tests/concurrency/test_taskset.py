@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import inspect
 import weakref
 from typing import Any
 
@@ -107,6 +108,15 @@ def test_task_of_a_closed_loop_can_be_forgotten() -> None:
     del tasks, loop, pending
     gc.collect()
     assert dropped() is None
+
+
+def test_coroutine_that_a_closed_loop_does_not_run_is_closed() -> None:
+    loop = asyncio.SelectorEventLoop()
+    loop.close()
+    coroutine = asyncio.sleep(0)
+    with pytest.raises(RuntimeError, match="closed"):
+        _ = TaskSet(loop).create(coroutine, name="late")
+    assert inspect.getcoroutinestate(coroutine) == inspect.CORO_CLOSED
 
 
 async def test_cancellation_is_no_failure() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import _thread
 import asyncio
 import functools
 import gc
@@ -10,6 +11,7 @@ import selectors
 import signal
 import sys
 import threading
+import time
 import types
 import warnings
 from collections.abc import Callable, Iterator
@@ -101,6 +103,27 @@ def test_interrupt_in_the_users_code_ends_it_there(said: list[str]) -> None:
     assert not reached
     assert not calls.in_flight
     assert all(loop.is_closed() for loop in calls.loops)
+
+
+def test_interrupt_that_is_no_signal_ends_a_call_that_waits(said: list[str]) -> None:
+    waits = threading.Event()
+
+    def interrupt() -> None:
+        waits.wait(20)
+        _thread.interrupt_main()
+
+    async def call(batch: Batch) -> Batch:
+        asyncio.get_running_loop().call_later(0.01, waits.set)
+        await asyncio.sleep(30)
+        return batch
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    started = time.perf_counter()
+    with pytest.raises(KeyboardInterrupt):
+        run_to_the_end(call)
+    assert time.perf_counter() - started < 20
+    thread.join()
 
 
 def test_loop_that_a_thread_runs_is_closed_by_that_thread(said: list[str]) -> None:
