@@ -323,7 +323,9 @@ def amounts(name: str, value: object) -> dict[str, float] | None:
     if value is None:
         return None
     if not isinstance(value, Mapping) or not all(isinstance(key, str) and key for key in value):
-        raise OptionError(f"{name}={shown(value)} must be a dict from names to amounts, for example {{'tpu': 1}}")
+        raise OptionError(
+            f"{name}={value!r} ({type(value).__name__}) must be a dict from names to amounts, for example {{'tpu': 1}}"
+        )
     if standard := _STANDARD_RESOURCES.intersection(value):
         raise OptionError(
             f"{name}={shown(value)} must not name {' and '.join(sorted(standard))}, which have arguments of their own: "
@@ -346,7 +348,7 @@ def a_strategy(name: str, value: object) -> Any:
     if value is None or (value in _STRATEGIES if isinstance(value, str) else is_of_ray):
         return value
     raise OptionError(
-        f"{name}={shown(value)} must be one of {_STRATEGIES}, or one of "
+        f"{name}={value!r} ({type(value).__name__}) must be one of {_STRATEGIES}, or one of "
         "ray.util.scheduling_strategies, for example NodeAffinitySchedulingStrategy(node_id, soft=True), or None"
     )
 
@@ -361,4 +363,7 @@ def an_environment(name: str, value: object) -> dict[str, Any] | None:
         return None
     if isinstance(value, Mapping) and all(isinstance(key, str) for key in value):
         return deepcopy(dict(value))
-    raise OptionError(f"{name}={shown(value)} must be a dict, for example {{'env_vars': {{'KEY': 'value'}}}}, or None")
+    raise OptionError(
+        f"{name}={value!r} ({type(value).__name__}) must be a dict, for example {{'env_vars': {{'KEY': 'value'}}}}, "
+        "or None"
+    )

@@ -14,6 +14,7 @@ short, taken -0.0 for 0.0, or ordered them in another way; so what is told is on
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from itertools import chain, combinations
 from typing import Any
@@ -28,6 +29,9 @@ _MAX_FLOATS = 3
 
 # Longer strings than this may have been cut short by some writers.
 _SHORT_BYTES = 16
+
+# How Arrow writes the number.
+_NAN = re.compile(r"\bnan\b")
 
 _WHOLE_STRINGS = "parquet-cpp-arrow"
 
@@ -49,6 +53,8 @@ def can_be_true(expression: Any, schema: pa.Schema, guarantees: Sequence[Any]) -
         if guarantee is not None
     ]
     result = [guarantee is None for guarantee in guarantees]
+    if fragments and _has_nan(expression):
+        return [True] * len(guarantees)
     if fragments:
         dataset = pads.FileSystemDataset(fragments, schema, file_format, _NOWHERE)
         try:
@@ -58,6 +64,14 @@ def can_be_true(expression: Any, schema: pa.Schema, guarantees: Sequence[Any]) -
             # Some filters Arrow can evaluate, but not simplify: dates that are in a list of strings.
             return [True] * len(guarantees)
     return result
+
+
+def _has_nan(expression: Any) -> bool:
+    """Whether a filter may compare with NaN: Arrow simplifies `~(i < nan)` as if a number were above or below it."""
+    try:
+        return _NAN.search(str(expression)) is not None
+    except UnicodeDecodeError:  # Bytes that it compares with: nobody can tell what else is in it.
+        return True
 
 
 def constant(field: pa.Field, value: pa.Scalar) -> Any:

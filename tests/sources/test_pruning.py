@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import aiodata
 from aiodata.plan.filtering import filter_table
 from aiodata.sources.files import check_paths
 from aiodata.sources.footers import FileSchemas, open_parquet
@@ -222,3 +223,14 @@ def test_many_columns_of_floats_are_not_combined(tmp_path: Path) -> None:
     for name in names:
         expression = expression & (pc.field(name) > 0)
     assert kept_groups(path, expression, [*names, "i"]) == []
+
+
+@pytest.mark.parametrize("is_negated", [False, True])
+async def test_comparisons_with_nan_are_left_to_the_rows(tmp_path: Path, is_negated: bool) -> None:
+    table = pa.table({"i": pa.array([-3], pa.int32()), "x": [1.5]})
+    pq.write_table(table, tmp_path / "a.parquet")
+    for name in table.column_names:
+        condition = pc.field(name) < float("nan")
+        condition = ~condition if is_negated else condition
+        read = aiodata.read_parquet(str(tmp_path)).filter(condition).with_options(runtime="local")
+        assert await read.count() == table.filter(condition).num_rows
