@@ -354,7 +354,7 @@ class TestOnRay:
         async def main() -> None:
             group = placement_group([{"CPU": 1}])
             await refuse("runtime_env['pip'] must be", runtime_env={"pip": 3, "env_vars": {"KEY": "secret"}})
-            with pytest.raises(OptionError, match="asks for 1 CPU and 1.5 TPU per task"):
+            with pytest.raises(OptionError, match=r"asks for 1 CPU and 1\.5 TPU per task"):
                 await aiodata.range(1).with_options(runtime="ray").map_batches(double, resources={"TPU": 1.5}).take()
             await refuse("7", scheduling_strategy=PlacementGroupSchedulingStrategy(group, 7))
             remove_placement_group(group)
