@@ -36,6 +36,9 @@ def decoded_type(kind: pa.DataType) -> pa.DataType:
 
 
 def _gather(values: pa.Array, indices: pa.Array) -> pa.Array:
+    # Within structs that are null there may be indices that nothing is behind.
+    if not len(values):
+        return pa.nulls(len(indices), values.type)
     try:
         return values.take(indices)
     except pa.ArrowNotImplementedError:

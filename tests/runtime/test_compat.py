@@ -264,14 +264,19 @@ class Streams:
         yield from reports(count, size)
 
 
-def test_bundles_of_a_group_are_told_from_those_of_others_or_the_group_has_none() -> None:
+async def test_bundles_of_a_group_are_told_from_those_of_others_or_the_group_has_none() -> None:
     first, second = placement_group([{"CPU": 0.5}, {"CPU": 0.25, "memory": 100}]), placement_group([{"CPU": 0.5}])
-    ray.get([first.ready(), second.ready()])
-    total = ray.cluster_resources()
-    found = [{name: one for name, one in bundle.items() if name != "bundle"} for bundle in compat.bundles(total, first)]
-    assert sorted(found, key=len) == [{"CPU": 0.5}, {"CPU": 0.25, "memory": 100}]
-    renamed = {name.replace("_group_", "_of_"): amount for name, amount in total.items()}
-    assert compat.bundles(renamed, first) == []
+    await asyncio.gather(first.ready(), second.ready())
+
+    def found(total: dict[str, float]) -> list[dict[str, float]]:
+        bundles = compat.bundles(total, first)
+        return sorted(({name: one for name, one in bundle.items() if name != "bundle"} for bundle in bundles), key=len)
+
+    # A node tells what its groups have reserved a moment after they are ready.
+    await until(
+        lambda: found(ray.cluster_resources()) == [{"CPU": 0.5}, {"CPU": 0.25, "memory": 100}], "bundles are not known"
+    )
+    assert found({name.replace("_group_", "_of_"): one for name, one in ray.cluster_resources().items()}) == []
     for group in (first, second):
         remove_placement_group(group)
 
