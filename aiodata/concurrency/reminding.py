@@ -26,14 +26,17 @@ def reminding(tell: Callable[[float], object], *, first_s: float = FIRST_S, is_r
     loop = asyncio.get_running_loop()
     began_s = loop.time()
     timers: list[asyncio.TimerHandle] = []
+    # Emptied at the end: `remind` refers to itself, and must not keep what `tell` refers to until it is collected.
+    tells = [tell]
 
     def remind(next_s: float) -> None:
         if is_repeated:
             timers[:] = [loop.call_later(next_s, remind, 2 * next_s)]
-        tell(loop.time() - began_s)
+        tells[0](loop.time() - began_s)
 
     timers.append(loop.call_later(first_s, remind, first_s))
     try:
         yield
     finally:
-        timers[0].cancel()
+        timers.pop().cancel()
+        tells.clear()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 
 import anyio
 import pytest
@@ -45,3 +47,18 @@ def test_failing_wait_is_told_of_no_more() -> None:
     with asyncio.Runner(loop_factory=VirtualTimeLoop) as runner:
         runner.run(main())
     assert told == []
+
+
+async def test_what_was_told_is_let_go_of_at_once() -> None:
+    class Told:
+        def tell(self, waited_s: float) -> None: ...
+
+    told = Told()
+    gone = weakref.ref(told)
+    gc.disable()
+    try:
+        with reminding(told.tell):
+            del told
+        assert gone() is None
+    finally:
+        gc.enable()
