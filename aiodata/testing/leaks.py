@@ -95,7 +95,8 @@ def _watched_generators() -> Iterator[Callable[[], list[str]]]:
 
 
 def _all_generators() -> list[AsyncGeneratorType[Any, Any]]:
-    return [one for one in gc.get_objects() if isinstance(one, AsyncGeneratorType)]
+    # Not `isinstance`, which asks each object for its class: some warn then that they are deprecated, as torch has one.
+    return [one for one in gc.get_objects() if type(one) is AsyncGeneratorType]
 
 
 @contextmanager
